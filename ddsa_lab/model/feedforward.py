@@ -1,0 +1,106 @@
+"""Feed-forward networks of restoration transformers: SEFN (DDSA), GDFN (Restormer), MSFN (DRSformer)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+from ddsa_lab.errors import choose
+from ddsa_lab.model.attention import to_image, to_tokens
+
+
+def depthwise(channels: int, size: int, out: int | None = None) -> nn.Conv2d:
+    """A size x size convolution whose groups are the `out` channels (default: one input channel each)."""
+    out = out or channels
+    return nn.Conv2d(channels, out, size, padding=size // 2, groups=out, bias=False)
+
+
+class SpatialGate(nn.Module):
+    """sigmoid(BN(conv3x3([max_c x, mean_c x]))): one weight in (0, 1) for each pixel, (B, 1, H, W).
+
+    Source: arXiv 2308.07781, section 2.3; its BatchNorm makes training and evaluation differ.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        statistics = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
+        return self.norm(self.conv(statistics)).sigmoid()
+
+
+class SEFN(nn.Module):
+    """Spatial-enhanced feed-forward network. Source: arXiv 2308.07781, section 2.3, and its released code.
+
+        x1, x2, x3 = split(expand(x))
+        y1 = relu(d(x1));  y2 = relu(d(y1 + x2));  y3 = relu(d(y2 + x3))      one shared depth-wise 3x3 d
+        y = project([y1, y2, y3]);  return y * gate(y)
+
+    The three parts are never joined: y1 + x2 is one product that adds onto y1, and the projection of the
+    concatenation is a sum of three products.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.expand = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
+        self.depthwise = depthwise(hidden, 3)
+        self.project = nn.Conv2d(3 * hidden, channels, 1, bias=False)
+        self.gate = SpatialGate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        expand = self.expand.weight.flatten(1).t().chunk(3, dim=1)  # 3 x (C, hidden)
+        project = self.project.weight.flatten(1).t().chunk(3, dim=0)  # 3 x (hidden, C)
+        flat = to_tokens(x).flatten(0, 1)  # (B*HW, C)
+        y, out = None, None
+        for into, out_of in zip(expand, project):
+            part = flat @ into if y is None else torch.addmm(y, flat, into)  # x1, y1 + x2, y2 + x3
+            image = to_image(part.unflatten(0, (x.shape[0], -1)), height, width)
+            y = to_tokens(self.depthwise(image)).relu_().flatten(0, 1)  # (B*HW, hidden)
+            out = y @ out_of if out is None else torch.addmm(out, y, out_of)
+        out = to_image(out.unflatten(0, (x.shape[0], -1)), height, width)
+        return out * self.gate(out)
+
+
+class GDFN(nn.Module):
+    """Gated depth-wise feed-forward network: gelu(x1) * x2 after a 3x3. Source: arXiv 2111.09881, equation 3."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
+        self.depthwise = depthwise(2 * hidden, 3)
+        self.project = nn.Conv2d(hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2 = self.depthwise(self.expand(x)).chunk(2, dim=1)
+        return self.project(gelu(x1) * x2)
+
+
+class MSFN(nn.Module):
+    """Mixed-scale feed-forward network: 3x3 and 5x5 paths that exchange halves. Source: arXiv 2303.11950, section 3.3."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
+        self.depthwise3 = depthwise(2 * hidden, 3)
+        self.depthwise5 = depthwise(2 * hidden, 5)
+        self.mix3 = depthwise(2 * hidden, 3, out=hidden)
+        self.mix5 = depthwise(2 * hidden, 5, out=hidden)
+        self.project = nn.Conv2d(2 * hidden, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.expand(x)
+        a3, b3 = self.depthwise3(x).relu().chunk(2, dim=1)
+        a5, b5 = self.depthwise5(x).relu().chunk(2, dim=1)
+        y3 = self.mix3(torch.cat([a3, a5], dim=1)).relu()
+        y5 = self.mix5(torch.cat([b3, b5], dim=1)).relu()
+        return self.project(torch.cat([y3, y5], dim=1))
+
+
+FEED_FORWARDS = {"sefn": SEFN, "gdfn": GDFN, "msfn": MSFN}
+
+
+def feed_forward(name: str, channels: int, factor: float) -> nn.Module:
+    """The feed-forward network `name` with int(factor * channels) hidden channels."""
+    return FEED_FORWARDS[choose("feed-forward network", name, FEED_FORWARDS)](channels, int(factor * channels))

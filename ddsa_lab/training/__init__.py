@@ -1,0 +1,1 @@
+"""Training: settings, the loop, its run folders, and studies of many runs."""

@@ -1,0 +1,71 @@
+"""One process a run folder: a lock that the system itself lets go of when its holder dies."""
+
+import os
+from pathlib import Path
+
+from ddsa_lab.errors import LabError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+_held: set[Path] = set()  # record locks don't keep threads of one process apart
+
+
+class RunLock:
+    """Holds `folder/.lock` from entering to leaving.
+
+    A record lock rather than a file whose presence means "taken": it ends with its process even at SIGKILL, isn't
+    inherited by data workers, and works across machines on shared file systems.
+
+    Raises:
+        LabError: on entering, if another process or thread holds it, or the file system has no locks.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder.resolve() / ".lock"
+
+    def __enter__(self) -> "RunLock":
+        if not self.acquire():
+            raise LabError(
+                f"{self.path.parent} is being worked on by another process: wait for it or choose another"
+            )
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+    def acquire(self) -> bool:
+        """Take the lock if it is free, and say whether it was."""
+        if self.path in _held:
+            return False
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+")  # noqa: SIM115 - closing it gives the lock up
+        except OSError as error:
+            raise LabError(f"cannot write to {self.path.parent}: {error.strerror or error}") from error
+        try:
+            _lock(self._file.fileno())
+        except (BlockingIOError, PermissionError):
+            self._file.close()
+            return False
+        except OSError as error:
+            self._file.close()
+            raise LabError(f"cannot lock {self.path}: {error.strerror or error}; use another disk") from error
+        _held.add(self.path)
+        return True
+
+    def release(self) -> None:
+        """Give the lock up."""
+        _held.discard(self.path)
+        self._file.close()
+
+
+def _lock(handle: int) -> None:
+    if fcntl is not None:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        os.lseek(handle, 0, os.SEEK_SET)
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)

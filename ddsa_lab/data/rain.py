@@ -25,7 +25,7 @@ __all__ = [
     "RainPreset",
     "RainyPair",
     "add_rain",
-    "find_preset",
+    "find_presets",
     "rain_on",
     "rainy_pair",
     "render_rain",
@@ -93,13 +93,13 @@ class RainyPair(NamedTuple):
     streaks: Tensor  # (1, H, W), >= 0
 
 
-def find_preset(rain: str | RainPreset) -> RainPreset:
-    """Return a preset by its name; a `RainPreset` passes through.
+def find_presets(rain: str) -> list[RainPreset]:
+    """Return the presets of one name, or of several joined by plus ("light+heavy").
 
     Raises:
-        LabError: no preset of this name.
+        LabError: no preset of one of the names.
     """
-    return rain if isinstance(rain, RainPreset) else PRESETS[choose("rain preset", rain, PRESETS)]
+    return [PRESETS[choose("rain preset", name.strip(), PRESETS)] for name in str(rain).split("+")]
 
 
 class _Draw:
@@ -131,7 +131,8 @@ def sample_rain(preset: str | RainPreset, generator: torch.Generator) -> RainPar
     Raises:
         LabError: unknown preset name.
     """
-    preset = find_preset(preset)
+    if not isinstance(preset, RainPreset):
+        preset = PRESETS[choose("rain preset", preset, PRESETS)]
     draw = _Draw(4 + 16 * preset.layers[1], generator)
     count = draw.whole(preset.layers)
     angle = draw.uniform(preset.angle)
@@ -233,8 +234,7 @@ def rainy_pair(
 
 def rain_on(clean: Tensor, rain: str, generator: torch.Generator) -> RainyPair:
     """Put rain from one of the presets joined by plus on a clean (3, H, W) image."""
-    names = rain.split("+")
-    presets = [find_preset(name.strip()) for name in names]
+    presets = find_presets(rain)
     pick = int(torch.randint(len(presets), (), generator=generator)) if len(presets) > 1 else 0
     params = sample_rain(presets[pick], generator)
     streaks = render_rain(params, clean.shape[-2], clean.shape[-1], generator)

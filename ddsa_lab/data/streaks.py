@@ -50,7 +50,7 @@ def render_layer(layer: RainLayer, height: int, width: int, generator: torch.Gen
     first = (streaks.y - streaks.half).ceil().clamp(min=0).long()
     last = (streaks.y + streaks.half).floor().clamp(max=height - 1).long()
     rows = (last - first + 1).clamp(min=0)
-    reach = int(math.ceil(_reach(layer) * float(streaks.spread.max()))) if len(rows) else 1
+    reach = math.ceil(_reach(layer) * float(streaks.spread.max())) if len(rows) else 1
     columns = torch.arange(-reach, reach + 2)
     canvas = torch.zeros(height * width)
     ends = rows.cumsum(0)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsa_lab.errors import LabError, choose
+from ddsa_lab.model.layers import Depthwise, Pointwise, to_image, to_tokens
 
 MODES = ("dense", "sparse", "dual", "multi")
 MULTI_KEEP = (1 / 2, 2 / 3, 3 / 4, 4 / 5)  # DRSformer's four nested branches
@@ -141,16 +142,6 @@ class AttentionWeights(nn.Module):
         return f"mode={self.mode!r}, keep={self.keep}"
 
 
-def to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H*W, C): a view where memory is channels-last, as it is inside the network."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(B, H*W, C) -> (B, C, H, W) in channels-last memory, without a copy."""
-    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
-
-
 class ChannelAttention(nn.Module):
     """Multi-head attention over channels. Source: arXiv 2308.07781, section 2.2; Restormer (arXiv 2111.09881).
 
@@ -168,11 +159,11 @@ class ChannelAttention(nn.Module):
         if heads < 1 or channels % heads:
             raise LabError(f"{channels} channels cannot be split evenly among {heads} heads")
         self.heads = heads
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=False)
-        self.depthwise = nn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, bias=False)
+        self.qkv = Pointwise(channels, 3 * channels)
+        self.depthwise = Depthwise(3 * channels, 3)
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.weights = AttentionWeights(mode, keep)
-        self.project = nn.Conv2d(channels, channels, 1, bias=False)
+        self.project = Pointwise(channels, channels)
 
     def logits(self, qk: Tensor) -> Tensor:
         """z (B, heads, c, c) of qk (B, HW, 2C), in float32 whatever the precision around it.
@@ -181,11 +172,14 @@ class ChannelAttention(nn.Module):
         """
         with torch.autocast(qk.device.type, enabled=False):
             qk = qk if qk.dtype == torch.float64 else qk.float()
-            q, k = qk.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 4, 1)  # each (B, heads, c, HW)
-            # |q_i| and |k_j|, never below the 1e-12 with which torch's `normalize` guards zero rows
-            length = qk.square().sum(dim=1).sqrt().clamp_min(1e-12).unflatten(-1, (2, self.heads, -1))
-            q_length, k_length = length[:, 0, :, :, None], length[:, 1, :, None, :]
-            return (q @ k.transpose(-2, -1)) / q_length / k_length * self.temperature
+            gram = qk.transpose(1, 2) @ qk  # (B, 2C, 2C): q k^T beside the squared lengths of all rows
+            # Never below the 1e-12 with which torch's `normalize` guards zero rows.
+            length = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (B, 2C)
+            q_length, k_length = length.chunk(2, dim=1)
+            z = gram.chunk(2, dim=1)[0].chunk(2, dim=2)[1] / q_length.unsqueeze(2) / k_length.unsqueeze(1)
+            # (B, C, C) -> (B, heads, c, heads, c): a head's own block stands on the diagonal
+            z = z.unflatten(2, (self.heads, -1)).unflatten(1, (self.heads, -1))
+            return z.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2) * self.temperature
 
     def forward(self, x: Tensor, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (B, C, H, W), with the fused weights (B, heads, c, c) beside it if asked for."""

@@ -5,13 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from ddsa_lab.errors import choose
-from ddsa_lab.model.attention import to_image, to_tokens
-
-
-def depthwise(channels: int, size: int, out: int | None = None) -> nn.Conv2d:
-    """A size x size convolution whose groups are the `out` channels (default: one input channel each)."""
-    out = out or channels
-    return nn.Conv2d(channels, out, size, padding=size // 2, groups=out, bias=False)
+from ddsa_lab.model.layers import Depthwise, Pointwise, add_product, to_image, to_tokens
 
 
 class SpatialGate(nn.Module):
@@ -43,9 +37,9 @@ class SEFN(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.expand = nn.Conv2d(channels, 3 * hidden, 1, bias=False)
-        self.depthwise = depthwise(hidden, 3)
-        self.project = nn.Conv2d(3 * hidden, channels, 1, bias=False)
+        self.expand = Pointwise(channels, 3 * hidden)
+        self.depthwise = Depthwise(hidden, 3)
+        self.project = Pointwise(3 * hidden, channels)
         self.gate = SpatialGate()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,12 +47,12 @@ class SEFN(nn.Module):
         expand = self.expand.weight.flatten(1).t().chunk(3, dim=1)  # 3 x (C, hidden)
         project = self.project.weight.flatten(1).t().chunk(3, dim=0)  # 3 x (hidden, C)
         flat = to_tokens(x).flatten(0, 1)  # (B*HW, C)
-        y, out = None, None
+        out, y = None, None
         for into, out_of in zip(expand, project):
-            part = flat @ into if y is None else torch.addmm(y, flat, into)  # x1, y1 + x2, y2 + x3
+            part = flat @ into if y is None else add_product(y, flat, into)  # x1, y1 + x2, y2 + x3
             image = to_image(part.unflatten(0, (x.shape[0], -1)), height, width)
             y = to_tokens(self.depthwise(image)).relu_().flatten(0, 1)  # (B*HW, hidden)
-            out = y @ out_of if out is None else torch.addmm(out, y, out_of)
+            out = y @ out_of if out is None else add_product(out, y, out_of)
         out = to_image(out.unflatten(0, (x.shape[0], -1)), height, width)
         return out * self.gate(out)
 
@@ -68,9 +62,9 @@ class GDFN(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
-        self.depthwise = depthwise(2 * hidden, 3)
-        self.project = nn.Conv2d(hidden, channels, 1, bias=False)
+        self.expand = Pointwise(channels, 2 * hidden)
+        self.depthwise = Depthwise(2 * hidden, 3)
+        self.project = Pointwise(hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x1, x2 = self.depthwise(self.expand(x)).chunk(2, dim=1)
@@ -82,12 +76,12 @@ class MSFN(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.expand = nn.Conv2d(channels, 2 * hidden, 1, bias=False)
-        self.depthwise3 = depthwise(2 * hidden, 3)
-        self.depthwise5 = depthwise(2 * hidden, 5)
-        self.mix3 = depthwise(2 * hidden, 3, out=hidden)
-        self.mix5 = depthwise(2 * hidden, 5, out=hidden)
-        self.project = nn.Conv2d(2 * hidden, channels, 1, bias=False)
+        self.expand = Pointwise(channels, 2 * hidden)
+        self.depthwise3 = Depthwise(2 * hidden, 3)
+        self.depthwise5 = Depthwise(2 * hidden, 5)
+        self.mix3 = Depthwise(2 * hidden, 3, out=hidden)
+        self.mix5 = Depthwise(2 * hidden, 5, out=hidden)
+        self.project = Pointwise(2 * hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.expand(x)

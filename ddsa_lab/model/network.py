@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from ddsa_lab.errors import LabError, choose
 from ddsa_lab.model.attention import MODES, ChannelAttention, keep_count
 from ddsa_lab.model.feedforward import FEED_FORWARDS, feed_forward
+from ddsa_lab.model.layers import ChannelNorm, Pointwise
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of each pixel, (B, C, H, W) -> (B, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
-
-
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x))."""
 
@@ -192,7 +185,7 @@ class DerainTransformer(nn.Module):
         self.up = nn.ModuleList(Up(width * 2 ** (i + 1)) for i in range(last))
         # Joined maps are reduced by a 1x1 at every level but the top one.
         self.reduce = nn.ModuleList(
-            nn.Conv2d(width * 2 ** (i + 1), width * 2**i, 1, bias=False) if i else nn.Identity() for i in range(last)
+            Pointwise(width * 2 ** (i + 1), width * 2**i) if i else nn.Identity() for i in range(last)
         )
         self.decoder = nn.ModuleList(stages[f"decoder.{i}"] for i in range(last))
         self.refinement = stages["refinement"]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ddsa_lab.data.datasets import PairPatches, RainyPatches, find_pairs, training_photos
+from ddsa_lab.data.datasets import PairPatches, RainyPatches, training_photos
+from ddsa_lab.data.pairs import find_pairs
 from ddsa_lab.training.config import TrainConfig
 
 _ENDLESS = 2**40  # patches; more than any run takes

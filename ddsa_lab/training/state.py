@@ -62,7 +62,10 @@ class RunFolder:
     def write_state(self, state: Mapping[str, Any]) -> None:
         """Replace the checkpoint once the new one is complete on disk."""
         with atomic_write(self.path / STATE) as temporary:
-            torch.save(dict(state), temporary)
+            try:
+                torch.save(dict(state), temporary)
+            except RuntimeError as error:  # how torch's file writer reports a full disk
+                raise LabError(f"cannot write {self.path / STATE} (is the disk full?); it was left as it was") from error
 
     def read_state(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None.

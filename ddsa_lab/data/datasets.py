@@ -37,8 +37,15 @@ def _check(patch: int, length: int) -> None:
 class RainyPatches(Dataset):
     """Endless variety from clean photos: patches cut, turned, then rained on."""
 
-    def __init__(self, photos: Sequence[Tensor], rain: str, patch: int, length: int, seed: int,
-                 dead_leaves: float = 0.2) -> None:  # fmt: skip
+    def __init__(
+        self,
+        photos: Sequence[Tensor],
+        rain: str,
+        patch: int,
+        length: int,
+        seed: int,
+        dead_leaves: float = 0.2,
+    ) -> None:
         """Set up `length` items.
 
         Args:
@@ -113,8 +120,9 @@ def _mirrored(start: int, count: int, size: int) -> slice | Tensor:
     return torch.minimum(position, period - position).clamp(max=size - 1)
 
 
-def training_photos(folder: str | Path | None = None, limit: int | None = None,
-                    longest: int = 2048) -> list[Tensor]:  # fmt: skip
+def training_photos(
+    folder: str | Path | None = None, limit: int | None = None, longest: int = 2048
+) -> list[Tensor]:
     """Clean photos to make rain on, as uint8 (3, H, W).
 
     Args:
@@ -192,8 +200,9 @@ class PairPatches(Dataset):
         return images
 
 
-def held_out_pairs(rain: str = "light", seed: int = 0, size: int = 256,
-                   photos: Sequence[str] | str | Path = HELD_OUT_PHOTOS) -> list[tuple[str, RainyPair]]:  # fmt: skip
+def held_out_pairs(
+    rain: str = "light", seed: int = 0, size: int = 256, photos: Sequence[str] | str | Path = HELD_OUT_PHOTOS
+) -> list[tuple[str, RainyPair]]:
     """A fixed set to validate on or to show: each photo's middle under its own rain.
 
     Args:

@@ -68,19 +68,20 @@ class RainPreset:
 PRESETS: dict[str, RainPreset] = {
     "drizzle": RainPreset(
         layers=(1, 2), angle=(-20, 20), fan=(0, 4), length=(8, 20), width=(1.0, 1.6), cover=(0.15, 0.4),
-        brightness=(0.05, 0.14), cluster=(1.0, 2.0), veil=(0.0, 0.15),
+        brightness=(0.05, 0.14), cluster=(1.0, 2.0), veil=(0.0, 0.12),
     ),
     "light": RainPreset(
-        layers=(1, 2), angle=(-40, 40), fan=(0, 2), length=(25, 100), width=(1.2, 2.3), cover=(0.25, 0.75),
-        brightness=(0.05, 0.15), lines=0.05, line_brightness=(0.05, 0.2), line_cover=(0.03, 0.15),
+        layers=(1, 2), angle=(-40, 40), fan=(0, 2), length=(25, 100), width=(1.2, 2.3), cover=(0.25, 0.8),
+        brightness=(0.055, 0.15), lines=0.05, line_brightness=(0.06, 0.2), line_cover=(0.05, 0.2),
     ),
     "heavy": RainPreset(
-        layers=(1, 5), angle=(-35, 35), fan=(0, 20), length=(25, 100), width=(1.2, 2.6), cover=(0.4, 1.5),
-        brightness=(0.06, 0.22), lines=0.35, line_brightness=(0.1, 0.35), line_cover=(0.1, 0.5),
+        layers=(1, 5), angle=(-35, 35), fan=(0, 20), length=(25, 100), width=(1.2, 2.6), cover=(0.4, 1.8),
+        brightness=(0.08, 0.25), lines=0.35, line_brightness=(0.12, 0.4), line_cover=(0.1, 0.5),
     ),
     "storm": RainPreset(
-        layers=(2, 4), angle=(-35, 35), fan=(2, 20), length=(25, 100), width=(1.3, 3.0), cover=(0.5, 1.0),
-        brightness=(0.1, 0.2), lines=0.4, line_brightness=(0.1, 0.3), line_cover=(0.15, 0.4), veil=(0.03, 0.12),
+        layers=(2, 4), angle=(-35, 35), fan=(2, 20), length=(25, 100), width=(1.3, 3.0), cover=(0.7, 1.4),
+        brightness=(0.14, 0.26), lines=0.4, line_brightness=(0.15, 0.35), line_cover=(0.2, 0.5),
+        veil=(0.03, 0.12),
     ),
 }  # fmt: skip
 
@@ -207,7 +208,7 @@ def add_rain(clean: Tensor, streaks: Tensor, veil: float = 0.0) -> Tensor:
         )
     if not 0 <= veil < 1:
         raise LabError(f"veil must be in [0, 1), not {veil}")
-    misty = torch.lerp(clean, torch.full_like(clean, AIRLIGHT), veil) if veil else clean
+    misty = clean * (1 - veil) + AIRLIGHT * veil if veil else clean
     return (misty + streaks).clamp_(0, 1)
 
 
@@ -243,13 +244,16 @@ def rain_on(clean: Tensor, rain: str, generator: torch.Generator) -> RainyPair:
 
 def _find_photo(photo: str | Path | Tensor) -> Tensor:
     if isinstance(photo, Tensor):
+        if photo.ndim != 3 or photo.shape[0] != 3 or not photo.is_floating_point():
+            raise LabError(
+                f"a photo must be float (3, H, W) in [0, 1], not {photo.dtype} {tuple(photo.shape)}"
+            )
         return photo
+    from ddsa_lab.data.images import load_image
     from ddsa_lab.data.photos import PHOTOS, sample_photo
 
-    if isinstance(photo, str) and (photo in PHOTOS or not Path(photo).exists()):
-        return sample_photo(photo)
-    from ddsa_lab.data.images import load_image
-
+    if photo in PHOTOS or not (Path(photo).suffix or Path(photo).exists()):
+        return sample_photo(str(photo))
     return load_image(photo)
 
 

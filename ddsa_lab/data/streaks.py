@@ -1,5 +1,6 @@
 """Drawing one layer of streaks: each streak has its own place, lean, length, width and brightness."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from ddsa_lab.errors import LabError, choose
 
 MAX_ANGLE = 60.0  # degrees; streaks are drawn row by row, which fails for lines that lie flat
 WIDTH_SPREAD = 0.25  # logarithmic; drops differ in size even at one distance
+BUMP = 1.2535  # where `_bump` ends, in full widths at half height
 POINTS_AT_ONCE = 2_000_000  # bounds the memory of a storm over a large photo
 
 
@@ -45,101 +47,122 @@ def _check_layer(layer: RainLayer) -> None:
 
 
 def render_layer(layer: RainLayer, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Draw one layer: (H, W) float32, at most `layer.ceiling`. See `ddsa_lab.data.rain.render_rain`."""
     _check_layer(layer)
     streaks = _place_streaks(layer, height, width, generator)
-    first = (streaks.y - streaks.half).ceil().clamp(min=0).long()
-    last = (streaks.y + streaks.half).floor().clamp(max=height - 1).long()
-    rows = (last - first + 1).clamp(min=0)
-    reach = math.ceil(_reach(layer) * float(streaks.spread.max())) if len(rows) else 1
-    columns = torch.arange(-reach, reach + 2)
-    canvas = torch.zeros(height * width)
-    ends = rows.cumsum(0)
-    # Whole streaks at a time: as many as fit into the bound on points.
-    batch = (ends * len(columns)).div(POINTS_AT_ONCE, rounding_mode="floor")
-    for number in range(int(batch[-1]) + 1 if len(batch) else 0):
-        chosen = torch.nonzero(batch == number).flatten()
-        _splat(canvas, layer, streaks.pick(chosen), first[chosen], rows[chosen], columns, height, width)
-    return canvas.clamp_(max=layer.ceiling).view(height, width)
+    if len(streaks.x) == 0:
+        return torch.zeros(height, width)
+    first = (streaks.y - streaks.half).ceil().clamp_(min=0)
+    rows = (streaks.y + streaks.half).floor_().clamp_(max=height - 1).sub_(first).add_(1).clamp_(min=0).long()
+    reach = math.ceil(_reach(layer) * float(streaks.spread.max()))
+    border = 2 * (reach + 1)  # takes what falls beside the image, so that no point needs a test
+    canvas = torch.zeros(height * (width + 2 * border))
+    table = torch.stack((*streaks, first))
+    # Whole streaks at a time, as many as fit into the bound on points.
+    batch = rows.cumsum(0).mul_(2 * reach + 2).div_(POINTS_AT_ONCE, rounding_mode="floor")
+    stops = [0, *batch.bincount().cumsum(0).tolist()]
+    for start, stop in itertools.pairwise(stops):
+        _splat(canvas, layer, table[:, start:stop], rows[start:stop], width, reach)
+    return canvas.view(height, -1)[:, border : border + width].clamp(max=layer.ceiling)
+
+
+def _check_layer(layer: RainLayer) -> None:
+    if not abs(layer.angle) <= MAX_ANGLE:
+        raise LabError(
+            f"a rain layer must lean at most {MAX_ANGLE:g} degrees from vertical, not {layer.angle:g}"
+        )
+    for name in ("length", "width", "cluster", "edge"):
+        if not 0 < getattr(layer, name) < math.inf:
+            raise LabError(f"a rain layer's {name} must be above 0, not {getattr(layer, name):g}")
+    for name in ("angle_spread", "length_spread", "cover", "brightness", "contrast", "ceiling"):
+        if not 0 <= getattr(layer, name) < math.inf:
+            raise LabError(f"a rain layer's {name} must be 0 or more, not {getattr(layer, name):g}")
+    choose("streak profile", layer.profile, ("drop", "line"))
 
 
 class _Streaks(NamedTuple):
-    """Single streaks, each field (N,): centre, half height, slope, horizontal width, and looks."""
+    """Single streaks, each field (N,)."""
 
-    x: Tensor
+    x: Tensor  # centre, pixels
     y: Tensor
-    half: Tensor  # pixels, half the vertical extent
+    half: Tensor  # half the vertical extent, pixels
     slope: Tensor  # pixels to the right for each row down
-    spread: Tensor  # pixels, full width at half brightness along a row
+    spread: Tensor  # full width at half brightness along a row, pixels
     light: Tensor  # brightness
     bright_at: Tensor  # where the bright stretch lies, -1 (upper end) to 1
-    bright_long: Tensor  # its extent, as a share of `half`
-
-    def pick(self, chosen: Tensor) -> "_Streaks":
-        return _Streaks(*(field[chosen] for field in self))
+    bright_long: Tensor  # its extent to either side, as a share of `half`
 
 
 def _place_streaks(layer: RainLayer, height: int, width: int, generator: torch.Generator) -> _Streaks:
     """Scatter streaks over the image and a margin from which they can reach into it."""
     lean = math.radians(layer.angle)
-    margin_y = 0.5 * layer.length * math.exp(layer.length_spread) * math.cos(lean)
-    margin_x = margin_y * abs(math.tan(lean)) + 2 * layer.width
+    sine, cosine = math.sin(lean), math.cos(lean)
+    margin_y = 0.5 * layer.length * math.exp(layer.length_spread) * cosine
+    margin_x = margin_y * abs(sine / cosine) + 2 * layer.width
     area = (height + 2 * margin_y) * (width + 2 * margin_x)
-    expected = layer.cover * area / (layer.length * layer.width)
-    rolls = torch.rand(8, generator=generator).tolist()
-    count = int(expected + rolls[0])
-    if count == 0:
-        return _Streaks(*torch.zeros(8, 0))
-    uniform = torch.rand(5, count, generator=generator)
+    count = int(
+        layer.cover * area / (layer.length * layer.width) + float(torch.rand((), generator=generator))
+    )
+    uniform = torch.rand(6, count, generator=generator)
     normal = torch.randn(6, count, generator=generator)
-    parents = max(1, round(count / layer.cluster))
-    places = torch.rand(2, parents, generator=generator)[:, (uniform[0] * parents).long()]
-    alone = uniform[1] * layer.cluster < 1
-    # A chain's members stand behind and beside one another along the direction of the rain.
-    behind, beside = normal[0] * layer.length, normal[1] * 2.5 * layer.width
-    x = torch.where(alone, uniform[2], places[0]) * (width + 2 * margin_x) - margin_x
-    y = torch.where(alone, uniform[3], places[1]) * (height + 2 * margin_y) - margin_y
-    x = torch.where(alone, x, x + behind * math.sin(lean) + beside * math.cos(lean))
-    y = torch.where(alone, y, y + behind * math.cos(lean) - beside * math.sin(lean))
-    angle = (lean + normal[2] * math.radians(layer.angle_spread)).clamp(-1.3, 1.3)
-    length = layer.length * (normal[3] * layer.length_spread).clamp(max=1.5).exp()
-    thick = layer.width * (normal[4] * WIDTH_SPREAD).clamp(-0.5, 0.5).exp()
-    light = layer.brightness * (normal[5] * layer.contrast).clamp(max=2.2).exp()
-    bright_at = 1.6 * uniform[4] - 0.8
-    bright_long = 0.15 + 0.5 * uniform[1]
-    cosine = angle.cos()
-    return _Streaks(x, y, 0.5 * length * cosine, angle.tan(), thick / cosine, light, bright_at, bright_long)
+    # A chain's members stand behind and beside its head along the direction of the rain.
+    heads = max(1, round(count / layer.cluster))
+    head = torch.where(uniform[0] * layer.cluster < 1, torch.arange(count), (uniform[1] * heads).long())
+    follows = (head != torch.arange(count)).float()
+    behind, beside = normal[0] * layer.length * follows, normal[1] * 2.5 * layer.width * follows
+    x = uniform[2][head] * (width + 2 * margin_x) - margin_x + behind * sine + beside * cosine
+    y = uniform[3][head] * (height + 2 * margin_y) - margin_y + behind * cosine - beside * sine
+    angle = (lean + normal[2] * math.radians(layer.angle_spread)).clamp_(-1.3, 1.3)
+    length = layer.length * (normal[3] * layer.length_spread).clamp_(max=1.5).exp_()
+    thick = layer.width * (normal[4] * WIDTH_SPREAD).clamp_(-0.5, 0.5).exp_()
+    light = layer.brightness * (normal[5] * layer.contrast).clamp_(max=2.2).exp_()
+    cosines = angle.cos()
+    return _Streaks(
+        x, y, (0.5 * length * cosines).clamp_(min=0.5), angle.tan(), thick / cosines, light,
+        1.6 * uniform[4] - 0.8, 0.25 + 0.75 * uniform[5],
+    )  # fmt: skip
 
 
 def _reach(layer: RainLayer) -> float:
     """Columns to either side of the centre line that a streak touches, over its width."""
-    return 1.2 if layer.profile == "drop" else 0.5 + 0.5 / (layer.edge * layer.width)
+    return BUMP if layer.profile == "drop" else 0.5 + 0.5 / (layer.edge * layer.width)
 
 
-def _splat(canvas: Tensor, layer: RainLayer, streaks: _Streaks, first: Tensor, rows: Tensor, columns: Tensor,
-           height: int, width: int) -> None:  # fmt: skip
-    """Add streaks to the flat canvas row by row; P rows of all streaks together, K columns about each."""
-    which = torch.repeat_interleave(rows)  # (P,) streak of each row
-    row = torch.arange(len(which)) - (rows.cumsum(0) - rows)[which] + first[which]
-    below = row - streaks.y[which]
-    x = streaks.x[which] + streaks.slope[which] * below
-    along = below / streaks.half[which]  # -1 to 1
-    value = streaks.light[which] * _along(layer, along, streaks.bright_at[which], streaks.bright_long[which])
-    column = x.floor().long()[:, None] + columns  # (P, K)
-    across = (column - x[:, None]) / streaks.spread[which][:, None]  # in widths
+def _bump(distance: Tensor) -> Tensor:
+    """Soft hill of height 1 that ends at distance 1; overwrites its argument.
+
+    Much like a Gaussian, but made of products only: exp differs in the last bit between the ends of the
+    portions that threads work on and the rest, and rain must not depend on the number of threads.
+    """
+    return distance.square_().neg_().add_(1).clamp_(min=0).square_().square_()
+
+
+def _splat(canvas: Tensor, layer: RainLayer, table: Tensor, rows: Tensor, width: int, reach: int) -> None:
+    """Add streaks to the flat canvas row by row: P rows of all streaks together, K columns about each."""
+    border = 2 * (reach + 1)
+    which = torch.repeat_interleave(rows)  # (P,) the streak that each row belongs to
+    steps = torch.arange(len(which)) - (rows.cumsum(0) - rows)[which]
+    x, y, half, slope, spread, light, bright_at, bright_long, first = table[:, which]
+    row = first + steps
+    below = row - y
+    x = x + slope * below
+    value = light * _along(layer, below / half, bright_at, bright_long)
+    column = x.floor()
+    offsets = torch.arange(-reach, reach + 2)  # (K,)
+    across = (offsets - (x - column)[:, None]) / spread[:, None]  # (P, K) in widths
     if layer.profile == "drop":
-        shape = torch.exp2(-4.0 * across * across)
+        shape = _bump(across.div_(BUMP))
     else:
-        shape = (0.5 + layer.edge * layer.width * (0.5 - across.abs())).clamp_(0, 1)
-    shape = shape * value[:, None]
-    inside = (column >= 0) & (column < width)
-    index = (row * width)[:, None] + column
-    canvas.index_add_(0, index[inside], shape[inside])
+        shape = across.abs_().sub_(0.5).mul_(-layer.edge * layer.width).add_(0.5).clamp_(0, 1)
+    column = column.clamp_(-reach - 2, width + reach).long() + border
+    index = (row.long() * (width + 2 * border) + column)[:, None] + offsets
+    canvas.index_add_(0, index.view(-1), shape.mul_(value[:, None]).view(-1))
 
 
 def _along(layer: RainLayer, along: Tensor, bright_at: Tensor, bright_long: Tensor) -> Tensor:
     """Brightness along a streak in [0, 1]: a dim arch with one brighter stretch, or a constant."""
     if layer.profile == "line":
         return torch.ones_like(along)
-    arch = 1.0 - along * along
-    stretch = torch.exp(-0.5 * ((along - bright_at) / (0.5 * bright_long)) ** 2)
+    arch = (1.0 - along.square()).clamp_(min=0)
+    stretch = _bump((along - bright_at) / bright_long)
     return arch * (layer.faint + (1.0 - layer.faint) * stretch)

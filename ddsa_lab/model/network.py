@@ -106,7 +106,7 @@ class NetworkConfig:
 
 # Own presets have widths and hidden widths that are multiples of 8, which vector units like.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(width=16, blocks=(1, 1, 1, 1), heads=(1, 2, 4, 8), refinement=1, ffn_factor=2.0),
+    "tiny": dict(width=16, blocks=(1, 1, 1, 1), heads=(1, 2, 4, 8), refinement=0, ffn_factor=2.0),
     "small": dict(width=32, blocks=(1, 2, 2, 2), heads=(1, 2, 4, 8), refinement=1, ffn_factor=2.0),
     "idt_ddsa": dict(width=48, blocks=(4, 6, 6, 8), refinement=4, first=4, ffn="sefn", mode="dual", keep=0.7),
     "restormer": dict(width=48, blocks=(4, 6, 6, 8), refinement=4, ffn="gdfn", mode="dense"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsa_lab.errors import LabError
+from ddsa_lab.memory import keep_freed_memory
 from ddsa_lab.model.network import DerainTransformer
 from ddsa_lab.training.batches import Batches
 from ddsa_lab.training.config import TrainConfig
@@ -86,6 +87,7 @@ def fit(
             the last checkpoint stays as it was.
         KeyboardInterrupt: after Ctrl-C, once the step is done and its checkpoint is written.
     """
+    keep_freed_memory()
     fabric = fabric or make_fabric(config, devices, nodes, accelerator)
     folder, leader = RunFolder(out), fabric.is_global_zero
     with contextlib.ExitStack() as stack:

@@ -4,9 +4,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, conv2d
 
 from ddsa_lab.errors import LabError
 
+BLUR = 1.2  # pixels, standard deviation of the Gaussian under the structure tensor
 VISIBLE = 10 / 255  # a streak pixel this bright is counted as rain
 
 
@@ -47,13 +49,15 @@ def streak_statistics(streaks: Tensor) -> dict[str, float]:
 
 def _direction(layer: Tensor) -> tuple[float, float, float]:
     """Direction, its spread (both radians) and coherence of the structure tensor."""
-    # Smoothed, since finite differences of pixel-sharp lines favour certain directions.
-    smooth = torch.nn.functional.avg_pool2d(layer[None], 3, stride=1)
-    smooth = torch.nn.functional.avg_pool2d(smooth, 3, stride=1)[0]
-    dy, dx = torch.gradient(smooth)
-    products = torch.stack((dx * dx, dy * dy, dx * dy))
+    # Derivatives of a Gaussian favour no direction, as plain differences of pixel-sharp lines do.
+    reach = torch.arange(-4.0, 5.0)
+    bell = torch.exp(-0.5 * (reach / BLUR) ** 2)
+    slope = reach * bell
+    dx = conv2d(conv2d(layer[None, None], bell.view(1, 1, -1, 1)), slope.view(1, 1, 1, -1))[0]
+    dy = conv2d(conv2d(layer[None, None], slope.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))[0]
+    products = torch.cat((dx * dx, dy * dy, dx * dy))
     window = min(17, *products.shape[1:])
-    xx, yy, xy = torch.nn.functional.avg_pool2d(products, window, stride=max(1, window // 2))
+    xx, yy, xy = avg_pool2d(products, window, stride=max(1, window // 2))
     energy = (xx + yy).sum().clamp(min=1e-20)
     # Doubled angles: a direction and its opposite are the same streak.
     local = torch.atan2(2 * xy, xx - yy)

@@ -1,0 +1,283 @@
+"""Finding the same scene in two photos: exact copies, recompressed, rescaled and cropped ones."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+LONGEST = (
+    320  # photos are compared at this longest side: detail enough for features, little enough to be quick
+)
+_STEP = 2 ** (1 / 3)  # between pyramid levels; a descriptor bears half a step (12 %) of scale error
+_LEVELS = 8
+_FIRST_LEVEL_POINTS = 64
+_PATCH = 16  # pixels of a level that one descriptor covers, averaged 2x2 to 8x8 values
+_ALIKE = 0.92  # correlation of two descriptors that may show one thing
+_RANK = 5  # a descriptor votes for the photos that hold its best partners: edges look alike everywhere
+_VOTES = 4  # before two photos are compared at all
+_COMPARED = 12  # photos with the most votes that are compared with one
+_BLOCK = 256  # photos in one product of descriptors, which bounds the memory
+_THUMB = 0.95  # correlation of whole photos at 32x32 that may be one photo
+_MATCHES = 48  # best matched corners of two photos that are tried
+_INLIERS = 6  # matches that one shift and scale must explain
+_SAME = 0.9  # correlation of the overlap's pixels
+_SAME_DETAIL = 0.6  # and of their fine part, which two different skies or meadows do not share
+_SMALLEST_OVERLAP = 24  # pixels a side at the compared size
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is kept of a photo for comparing it.
+
+    Attributes:
+        digest: hash of the pixels at full size.
+        luma: (h, w) float32 in [0, 1], longest side at most `LONGEST`.
+        thumb: (1024,) float32, the photo as 32x32, zero mean and unit length (zeros for a flat photo).
+        points: (n, 2) x, y of its corners in pixels of `luma`.
+        scales: (n,) size of a pyramid level's pixel in pixels of `luma`.
+        descriptors: (n, 64) float32, zero mean and unit length.
+    """
+
+    digest: bytes
+    luma: np.ndarray
+    thumb: np.ndarray
+    points: np.ndarray
+    scales: np.ndarray
+    descriptors: np.ndarray
+
+
+class SceneMatch(NamedTuple):
+    """Two photos that show one scene: indices into the sequences compared, how, and how alike (0 to 1)."""
+
+    first: int
+    second: int
+    kind: Literal["exact", "copy", "crop"]
+    similarity: float
+
+
+class _Mapping(NamedTuple):
+    """x2 = scale * x1 + shift for each axis, from one photo's luma pixels to the other's."""
+
+    scale: np.ndarray
+    shift: np.ndarray
+
+
+def fingerprint(image: Tensor) -> Fingerprint:
+    """Measure a photo for `find_scenes`.
+
+    Args:
+        image: (3, H, W) RGB in [0, 1].
+    """
+    digest = hashlib.sha256(
+        image.mul(255).round().byte().numpy().tobytes() + repr(tuple(image.shape)).encode()
+    )
+    full = Image.fromarray(image.mean(0).numpy())
+    small = full.copy()
+    small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    points, scales, descriptors = _features(small)
+    thumb = _normalised(np.asarray(small.resize((32, 32), Image.Resampling.BOX)).reshape(1, -1))[0]
+    return Fingerprint(digest.digest(), np.asarray(small), thumb, points, scales, descriptors)
+
+
+def find_scenes(
+    first: Sequence[Fingerprint], second: Sequence[Fingerprint] | None = None
+) -> Iterable[SceneMatch]:
+    """Yield every pair of photos that show one scene.
+
+    Copies are found whatever their compression and size; crops down to about a third of the photo's side.
+    Mirrored and rotated copies are not.
+
+    Args:
+        first: photos.
+        second: the photos to compare them with; None compares `first` with itself, each pair once.
+    """
+    others = first if second is None else second
+    if not others:
+        return
+    index = _Index(others)
+    for i, photo in enumerate(first):
+        for j in index.candidates(photo, start=i + 1 if second is None else 0):
+            match = _compare(photo, others[j])
+            if match is not None:
+                yield SceneMatch(i, int(j), *match)
+
+
+def group_scenes(count: int, matches: Iterable[SceneMatch]) -> list[list[int]]:
+    """Groups of the indices 0 to count - 1 that show one scene, by matches of a set with itself."""
+    group = list(range(count))
+    for match in matches:
+        old, new = sorted((group[match.first], group[match.second]), reverse=True)
+        group = [new if g == old else g for g in group]
+    return [[i for i in range(count) if group[i] == g] for g in sorted(set(group))]
+
+
+# Features: corners on a pyramid, each described by the patch around it ------------------------------------
+
+
+def _features(image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    points, scales, patches = [], [], []
+    for level in range(_LEVELS):
+        factor = _STEP**level
+        size = (round(image.width / factor), round(image.height / factor))
+        if min(size) < 2 * _PATCH:
+            break
+        luma = np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+        y, x = _corners(luma, max(8, round(_FIRST_LEVEL_POINTS / factor)))
+        exact = np.array([image.width / size[0], image.height / size[1]])
+        points.append((np.stack([x, y], 1) + 0.5) * exact - 0.5)
+        scales.append(np.full(len(x), factor))
+        patches.append(_patches(luma, y, x))
+    if not points:
+        return np.zeros((0, 2)), np.zeros(0), np.zeros((0, 64), np.float32)
+    descriptors = _normalised(np.concatenate(patches))
+    textured = np.abs(descriptors).sum(1) > 0
+    return np.concatenate(points)[textured], np.concatenate(scales)[textured], descriptors[textured]
+
+
+def _corners(luma: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest corners (harmonic mean of the structure tensor's eigenvalues), away from the border."""
+    from scipy import ndimage
+
+    dy, dx = (ndimage.gaussian_filter(luma, 1.0, order=order) for order in ((1, 0), (0, 1)))
+    yy, xx, xy = (ndimage.gaussian_filter(product, 1.5) for product in (dy * dy, dx * dx, dx * dy))
+    strength = (yy * xx - xy * xy) / (yy + xx + 1e-8)
+    peaks = strength == ndimage.maximum_filter(strength, 5)
+    edge = _PATCH // 2
+    peaks[:edge] = peaks[-edge:] = peaks[:, :edge] = peaks[:, -edge:] = False
+    y, x = np.nonzero(peaks & (strength > 1e-6))
+    best = np.argsort(-strength[y, x], kind="stable")[:count]
+    return y[best], x[best]
+
+
+def _patches(luma: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    soft = ndimage.gaussian_filter(luma, 1.0)
+    offsets = np.arange(-_PATCH // 2, _PATCH // 2)
+    patch = soft[(y[:, None] + offsets)[:, :, None], (x[:, None] + offsets)[:, None, :]]
+    return patch.reshape(-1, 8, 2, 8, 2).mean((2, 4)).reshape(-1, 64)
+
+
+def _normalised(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.mean(1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.where(length > 1e-3 * rows.shape[1] ** 0.5, rows / np.maximum(length, 1e-12), 0).astype(
+        np.float32
+    )
+
+
+class _Index:
+    """The descriptors of many photos side by side, so that a few products compare a photo with them all."""
+
+    def __init__(self, photos: Sequence[Fingerprint]):
+        self.digests = np.array([photo.digest for photo in photos])
+        self.thumbs = np.stack([photo.thumb for photo in photos])
+        self.descriptors = [photo.descriptors for photo in photos]
+
+    def candidates(self, photo: Fingerprint, start: int) -> np.ndarray:
+        """Indices from `start` on that are worth comparing with `photo`."""
+        votes = self._votes(photo.descriptors, start)
+        ranked = np.argsort(-votes, kind="stable")[:_COMPARED]
+        worth = (self.thumbs @ photo.thumb > _THUMB) | (self.digests == photo.digest)
+        worth[ranked[votes[ranked] >= _VOTES]] = True
+        found = np.nonzero(worth)[0]
+        return found[found >= start]
+
+    def _votes(self, descriptors: np.ndarray, start: int) -> np.ndarray:
+        best = np.zeros((len(descriptors), len(self.descriptors)), np.float32)
+        for low in range(start, len(self.descriptors), _BLOCK):
+            block = self.descriptors[low : low + _BLOCK]
+            counts = np.array([len(part) for part in block])
+            filled = np.nonzero(counts)[0]  # reduceat cannot take empty groups
+            if len(filled) and len(descriptors):
+                alike = descriptors @ np.concatenate(block).T
+                best[:, low + filled] = np.maximum.reduceat(
+                    alike, (np.cumsum(counts) - counts)[filled], axis=1
+                )
+        if best.shape[1] > _RANK:
+            best[best < -np.partition(-best, _RANK - 1, axis=1)[:, _RANK - 1 : _RANK]] = 0
+        return (best > _ALIKE).sum(0)
+
+
+# Comparing two photos -------------------------------------------------------------------------------------
+
+
+def _compare(first: Fingerprint, second: Fingerprint) -> tuple[str, float] | None:
+    if first.digest == second.digest:
+        return "exact", 1.0
+    sizes = [np.array(photo.luma.shape[::-1], float) for photo in (first, second)]
+    whole = _Mapping(sizes[1] / sizes[0], (sizes[1] / sizes[0] - 1) / 2)
+    for mapping in (whole if first.thumb @ second.thumb > _THUMB else None, _align(first, second)):
+        similarity, covered = (0.0, 0.0) if mapping is None else _overlap(first.luma, second.luma, mapping)
+        if similarity >= _SAME:
+            return ("copy" if covered > 0.93 else "crop"), round(similarity, 3)
+    return None
+
+
+def _align(first: Fingerprint, second: Fingerprint) -> _Mapping | None:
+    """The scale and shift that most matched corners agree on, if enough do."""
+    if min(len(first.descriptors), len(second.descriptors)) < _INLIERS:
+        return None
+    alike = first.descriptors @ second.descriptors.T
+    partner, best = alike.argmax(1), alike.max(1)
+    rows = np.argsort(-best, kind="stable")[:_MATCHES]
+    rows = rows[best[rows] > _ALIKE - 0.04]
+    a, b = first.points[rows], second.points[partner[rows]]
+    ratio = second.scales[partner[rows]] / first.scales[rows]
+    # Every two matches propose a scale and a shift; levels know the scale roughly, which rules most out.
+    i, j = np.triu_indices(len(rows), 1)
+    apart = np.linalg.norm(a[i] - a[j], axis=1)
+    scale = np.linalg.norm(b[i] - b[j], axis=1) / np.maximum(apart, 1e-6)
+    likely = (apart > 10) & (scale > 0.1) & (np.abs(np.log(np.maximum(scale, 1e-6) / ratio[i])) < 0.35)
+    i, scale = i[likely], scale[likely, None]
+    if not len(i):
+        return None
+    shift = b[i] - scale * a[i]
+    error = np.linalg.norm(scale[:, None] * a + shift[:, None] - b, axis=2)
+    inliers = error < 2.5 * np.maximum(1, ratio)
+    agreed = inliers[inliers.sum(1).argmax()]
+    return _fit(a[agreed], b[agreed]) if agreed.sum() >= _INLIERS else None
+
+
+def _fit(a: np.ndarray, b: np.ndarray) -> _Mapping | None:
+    """Least squares, one scale for both axes: crops are often too narrow to tell two apart."""
+    centred = a - a.mean(0)
+    spread = (centred**2).sum()
+    if len(np.unique(a.round(), axis=0)) < _INLIERS or spread < 100:
+        return None
+    scale = (centred * (b - b.mean(0))).sum() / spread
+    if not 0.1 < scale < 10:
+        return None
+    return _Mapping(np.full(2, scale), b.mean(0) - scale * a.mean(0))
+
+
+def _overlap(first: np.ndarray, second: np.ndarray, mapping: _Mapping) -> tuple[float, float]:
+    """Correlation of the pixels that both photos show, and the share of the less covered photo in it."""
+    from scipy import ndimage
+
+    sizes = [np.array(luma.shape[::-1], float) for luma in (first, second)]
+    low = np.maximum(0, -mapping.shift / mapping.scale)
+    high = np.minimum(sizes[0] - 1, (sizes[1] - 1 - mapping.shift) / mapping.scale)
+    extent = high - low
+    if min(extent.min(), (extent * mapping.scale).min()) < _SMALLEST_OVERLAP:
+        return 0.0, 0.0
+    # One sample for each pixel of the coarser photo, so that neither is sampled finer than it is.
+    spacing = np.maximum(1, 1 / mapping.scale) * 1.5
+    x, y = (np.arange(low[axis], high[axis], spacing[axis]) for axis in (0, 1))
+    grid = np.meshgrid(y, x, indexing="ij")
+    other = [grid[0] * mapping.scale[1] + mapping.shift[1], grid[1] * mapping.scale[0] + mapping.shift[0]]
+    softness = [spacing / 2, spacing * mapping.scale / 2]
+    samples = [
+        ndimage.map_coordinates(ndimage.gaussian_filter(luma, soft[::-1]), at, order=1, mode="nearest")
+        for luma, at, soft in zip((first, second), (grid, other), softness)
+    ]
+    detail = [sample - ndimage.gaussian_filter(sample, 3) for sample in samples]
+    plain, fine = (_normalised(np.stack([part.ravel() for part in pair])) for pair in (samples, detail))
+    if float(fine[0] @ fine[1]) < _SAME_DETAIL:
+        return 0.0, 0.0
+    areas = [np.prod(extent + 1) / np.prod(sizes[0]), np.prod(extent * mapping.scale + 1) / np.prod(sizes[1])]
+    return float(plain[0] @ plain[1]), float(min(areas))

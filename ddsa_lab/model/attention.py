@@ -172,11 +172,11 @@ class ChannelAttention(nn.Module):
         """
         with torch.autocast(qk.device.type, enabled=False):
             qk = qk if qk.dtype == torch.float64 else qk.float()
-            gram = qk.transpose(1, 2) @ qk  # (B, 2C, 2C): q k^T beside the squared lengths of all rows
+            q, k = qk.chunk(2, dim=-1)
             # Never below the 1e-12 with which torch's `normalize` guards zero rows.
-            length = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (B, 2C)
+            length = qk.square().sum(dim=1).clamp_min(1e-24).sqrt()  # (B, 2C)
             q_length, k_length = length.chunk(2, dim=1)
-            z = gram.chunk(2, dim=1)[0].chunk(2, dim=2)[1] / q_length.unsqueeze(2) / k_length.unsqueeze(1)
+            z = (q.transpose(1, 2) @ k) / q_length.unsqueeze(2) / k_length.unsqueeze(1)
             # (B, C, C) -> (B, heads, c, heads, c): a head's own block stands on the diagonal
             z = z.unflatten(2, (self.heads, -1)).unflatten(1, (self.heads, -1))
             return z.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2) * self.temperature

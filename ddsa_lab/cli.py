@@ -1,0 +1,248 @@
+"""The command line: `ddsa-lab COMMAND`. Each command is a few lines over the package; errors are one sentence.
+
+Exit codes: 0 done, 1 done but some files failed, 2 wrong input, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ddsa_lab import __version__
+from ddsa_lab.errors import LabError
+
+DEFAULT_WEIGHTS = "dual-tiny"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    # Two spinning OpenMP threads beside another busy process slow one another down many times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        return args.run(args) or 0
+    except LabError as error:
+        print(f"ddsa-lab {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nddsa-lab {args.command}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`... | head`); nobody is left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="ddsa-lab",
+        description="A laboratory for sparse attention in image restoration.",
+        epilog="Start with `ddsa-lab demo`, or derain a photo: `ddsa-lab derain PHOTO`.",
+    )
+    parser.add_argument("--version", action="version", version=f"ddsa-lab {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, add, run in COMMANDS:
+        help_line = (run.__doc__ or "").strip().splitlines()[0]
+        command = commands.add_parser(
+            name, help=help_line, description=help_line, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        add(command)
+        command.set_defaults(run=run)
+    return parser
+
+
+def _weights(parser: argparse.ArgumentParser, many: bool = False) -> None:
+    text = "shipped name, or file: ours, IDT-DDSA, Restormer or DRSformer"
+    default = [DEFAULT_WEIGHTS] if many else DEFAULT_WEIGHTS
+    parser.add_argument("--weights", nargs="+" if many else None, default=default, help=text)
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one")
+
+
+def find_device(name: str) -> str:
+    """ "auto" -> "cuda" where there is one, else "cpu".
+
+    Raises:
+        LabError: a device that torch does not know, or that is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise LabError(f"device {name!r} cannot be used here: choose cpu, cuda or auto") from error
+    return name
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the results")
+    parser.add_argument("--steps", type=int, help="training steps of each network (default: 300)")
+    parser.add_argument("--seconds", type=float, help="instead of steps: time to train all three, after a short trial")
+    parser.add_argument("--seed", type=int, default=0, help="decides initial weights, patches and rain")
+    _device(parser)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Train tiny dense, sparse and dual networks and compare them on photos they never saw."""
+    from ddsa_lab.demo import demo
+
+    demo(args.out, steps=args.steps, seconds=args.seconds, seed=args.seed, device=find_device(args.device))
+    return 0
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--preset", default="tiny", help="network: tiny, small, idt_ddsa, restormer, drsformer")
+    parser.add_argument("--mode", help="attention: dense, sparse, dual or multi (default: the preset's)")
+    parser.add_argument("--keep", type=float, help="share of keys that the sparse branch keeps, in (0, 1]")
+    parser.add_argument("--ffn", help="feed-forward network: sefn, gdfn or msfn (default: the preset's)")
+    parser.add_argument("--from", dest="start_from", help="fine-tune these weights (shipped name or file) instead")
+    parser.add_argument("--photos", help="folder of clean photos to put rain on (default: the bundled ones)")
+    parser.add_argument("--pairs", help="folder of rainy/clean pairs, instead of synthetic rain")
+    parser.add_argument("--rain", default="light", help='preset: drizzle, light, heavy, storm, or several: "light+heavy"')
+    parser.add_argument("--steps", type=int, help="budget in steps (default: 500)")
+    parser.add_argument("--seconds", type=float, help="or budget in seconds")
+    parser.add_argument("--batch", type=int, default=8, help="patches a step, over all devices together")
+    parser.add_argument("--patch", type=int, default=64, help="side of the patches in pixels")
+    parser.add_argument("--lr", type=float, help="peak learning rate (default: 1e-3; 2e-4 with --from)")
+    parser.add_argument("--seed", type=int, default=0, help="decides initial weights, order and rain")
+    parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long runs on a GPU")
+    parser.add_argument("--workers", type=int, default=0, help="processes that make patches")
+    parser.add_argument("--validate-every", type=int, default=0, help="steps between validations (0: at the end)")
+    parser.add_argument("--resume", action="store_true", help="go on where the run in --out was stopped")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs or processes on each machine")
+    parser.add_argument("--nodes", type=int, default=1, help="machines (started by torchrun or SLURM)")
+    parser.add_argument("--accelerator", default="auto", help="cpu, cuda or auto")
+
+
+def run_train(args: argparse.Namespace) -> int:
+    """Train one network on synthetic rain or on your own pairs; --resume goes on."""
+    from ddsa_lab.data.datasets import held_out_pairs
+    from ddsa_lab.training.loop import fit
+
+    config = train_config(args)
+    # Pairs have rain of their own kind: bundled photos under synthetic rain would not measure them.
+    validation = () if args.pairs else held_out_pairs(args.rain)
+    result = fit(
+        config, args.out, resume=args.resume, validation=validation, tensorboard=args.tensorboard,
+        devices=args.devices, nodes=args.nodes, accelerator=args.accelerator,
+    )  # fmt: skip
+    last = result.history[-1]
+    score = f", validation {last['val_psnr']:.2f} dB (rgb)" if last.get("val_psnr") else ""
+    print(f"{result.steps} steps in {result.seconds:.0f} s{score}: {args.out / 'model.safetensors'}")
+    return 0
+
+
+def train_config(args: argparse.Namespace):
+    """The `TrainConfig` that the flags of `train` describe."""
+    from ddsa_lab.model.checkpoints import load
+    from ddsa_lab.model.network import NetworkConfig
+    from ddsa_lab.training.config import TrainConfig
+
+    changes = {name: getattr(args, name) for name in ("mode", "keep", "ffn") if getattr(args, name) is not None}
+    if args.start_from and changes:
+        raise LabError(f"--from keeps the network of its weights: leave out --{next(iter(changes))}")
+    network = load(args.start_from).config if args.start_from else NetworkConfig.preset(args.preset, **changes)
+    steps = 500 if args.steps is None and args.seconds is None else args.steps
+    return TrainConfig(
+        network=network, rain=args.rain, photos=args.photos, pairs=args.pairs, start_from=args.start_from,
+        patch=args.patch, batch=args.batch, steps=steps, seconds=args.seconds,
+        lr=args.lr or (2e-4 if args.start_from else 1e-3), precision=args.precision, compile=args.compile,
+        seed=args.seed, workers=args.workers, validate_every=args.validate_every,
+    )  # fmt: skip
+
+
+def add_derain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, nargs="+", help="photos, or folders of photos")
+    parser.add_argument("--out", type=Path, help="file or folder (default: beside each photo, NAME_derained.EXT)")
+    _weights(parser)
+    _device(parser)
+    parser.add_argument("--tile", type=int, help="side of the tiles in pixels; 0: whole image (default: by memory)")
+    parser.add_argument("--overlap", type=int, default=32, help="pixels that tiles share")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
+
+
+def run_derain(args: argparse.Namespace) -> int:
+    """Remove rain from photos or whole folders, of any size."""
+    from ddsa_lab.model.files import derain_photos
+
+    return derain_photos(
+        args.input, args.out, weights=args.weights, device=find_device(args.device), tile=args.tile,
+        overlap=args.overlap, overwrite=args.overwrite,
+    )  # fmt: skip
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, required=True, help="benchmark folder of rainy/clean pairs")
+    _weights(parser, many=True)
+    parser.add_argument("--protocol", nargs="+", default=["y_uint8", "rgb"], help="y_uint8, y_double, y_full, rgb")
+    parser.add_argument("--crop", help="score the top-left part only, as much published code does: 480x320")
+    parser.add_argument("--out", type=Path, help="folder for scores.csv, tables and strips; an interrupted run goes on")
+    parser.add_argument("--strips", type=int, default=3, help="worst and best images to save as strips in --out")
+    _device(parser)
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Score one or more networks on a folder of rainy/clean pairs, beside the untouched input."""
+    from ddsa_lab.evaluation.report import evaluate_report
+
+    return evaluate_report(
+        args.data, args.weights, args.protocol, crop=args.crop, out=args.out, strips=args.strips,
+        device=find_device(args.device),
+    )  # fmt: skip
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["check"], help="check: what a folder of pairs holds, and what is wrong with it")
+    parser.add_argument("folder", type=Path, help="folder of rainy/clean pairs")
+    parser.add_argument("--against", type=Path, help="folder of photos: names scenes that occur in both (leaks)")
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """Check a benchmark folder: which it is, whether it is complete, twins and leaks."""
+    from ddsa_lab.data.check import check_folder
+    from ddsa_lab.evaluation.metrics import score
+
+    report = check_folder(args.folder, against=args.against, score=score)
+    print(report.text())
+    return 0 if report.ok else 1
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="a minute's worth: tiny only, attention and network")
+    parser.add_argument("--presets", nargs="+", default=["tiny", "idt_ddsa"], help="networks to measure")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each, medians are reported")
+    parser.add_argument("--out", type=Path, help="folder for bench.json and bench.png")
+    _device(parser)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Measure this package against the released code's order of operations."""
+    from ddsa_lab.bench import bench
+
+    bench(args.presets, quick=args.quick, repeats=args.repeats, out=args.out, device=find_device(args.device))
+    return 0
+
+
+Add = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+COMMANDS: list[tuple[str, Add, Run]] = [
+    ("demo", add_demo, run_demo),
+    ("train", add_train, run_train),
+    ("derain", add_derain, run_derain),
+    ("evaluate", add_evaluate, run_evaluate),
+    ("data", add_data, run_data),
+    ("bench", add_bench, run_bench),
+]
+
+if __name__ == "__main__":
+    sys.exit(main())

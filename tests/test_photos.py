@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from ddsa_lab.data.photos import HELD_OUT_PHOTOS, PHOTOS, TRAIN_PHOTOS, dead_leaves, sample_photo
+from ddsa_lab.data.photos import (
+    HELD_OUT_PHOTOS,
+    PHOTOS,
+    SMALLEST_LEAF,
+    TRAIN_PHOTOS,
+    _leaves,
+    dead_leaves,
+    sample_photo,
+)
 from ddsa_lab.errors import LabError
 
 
@@ -70,6 +78,14 @@ def test_dead_leaves_are_varied_colourful_and_within_range():
     assert float(images.std((1, 2, 3)).min()) > 0.05
     assert float(images.mean((1, 2, 3)).std()) > 0.05
     assert float((images.amax(1) - images.amin(1)).mean()) > 0.05
+
+
+def test_leaves_of_twice_the_size_are_a_quarter_as_many():
+    leaves = np.array(_leaves(20000, 100.0, 10.0, 256, 256, np.random.default_rng(0)))
+    radius = np.sqrt(leaves[:, 2] * leaves[:, 3])
+    assert radius.min() > SMALLEST_LEAF * 0.999 and radius.max() < 100.1
+    for factor in (2, 4, 8):
+        assert (radius > factor * SMALLEST_LEAF).mean() == pytest.approx(factor**-2, rel=0.15)
 
 
 def test_dead_leaves_depend_on_the_seed_alone():

@@ -76,7 +76,7 @@ def test_one_level_alone_gives_students_t():
         found = interval(values, resamples=50_000)
         expected = stats.t.interval(0.95, len(sample) - 1, sample.mean(), stats.sem(sample))
         width = expected[1] - expected[0]
-        assert (found.low, found.high) == pytest.approx(expected, abs=0.01 * width)
+        assert (found.low, found.high) == pytest.approx(expected, abs=0.005 * width)
     assert interval(by_seed).seed_share == pytest.approx(1)
     assert interval(by_scene).seed_share == pytest.approx(0)
 
@@ -91,6 +91,42 @@ def test_resampled_variances_match_closed_forms():
         assert part.mean() == pytest.approx(0, abs=0.01)
     found = interval(values, weights)
     assert found.mean == pytest.approx((values.mean(0) * weights).sum())
+
+
+def test_width_is_that_of_the_two_way_analysis_of_variance():
+    seeds, scenes = 4, 12
+    generator = np.random.default_rng(4)
+    values = generator.standard_normal((1, scenes)) + 0.8 * generator.standard_normal((seeds, scenes))
+    values += np.array([[-0.5], [0.0], [0.1], [0.6]])
+    residuals = values - values.mean(0) - values.mean(1, keepdims=True) + values.mean()
+    noise = (residuals**2).sum() / ((seeds - 1) * (scenes - 1)) / (seeds * scenes)
+    of_seeds = values.mean(1).var(ddof=1) / seeds
+    of_scenes = values.mean(0).var(ddof=1) / scenes - noise
+    assert min(of_seeds, of_scenes, noise) > 0.1 * (of_seeds + of_scenes)
+    share = of_seeds / (of_seeds + of_scenes)
+    freedom = 1 / (share / (seeds - 1) + (1 - share) ** 2 / (scenes - 1))
+    reach = stats.t.ppf(0.95, freedom) * math.sqrt(of_seeds + of_scenes)
+    found = interval(values, level=0.9, resamples=200_000)
+    assert found.high - found.mean == pytest.approx(reach, rel=0.01)
+    assert found.mean - found.low == pytest.approx(reach, rel=0.01)
+    assert found.seed_share == pytest.approx(share, rel=0.03)
+
+
+def test_scenes_weigh_as_many_images_as_they_have():
+    generator = np.random.default_rng(5)
+    values, weights = generator.standard_normal((1, 200)), generator.integers(1, 9, 200)
+    mean = (values[0] * weights).sum() / weights.sum()
+    error = math.sqrt((((values[0] - mean) * weights / weights.sum()) ** 2).sum())
+    found = interval(values, weights, resamples=50_000)
+    assert found.mean == pytest.approx(mean)
+    assert (found.high - found.low) / 2 == pytest.approx(1.972 * error, rel=0.02)
+    # The mean difference stays the mean over images when scenes hold one, two or three of them.
+    frame = scores({"dense": 0.0, "dual": 0.1}, of_image=0.5)
+    clusters = {"000": "x", "001": "x", "002": "y", "003": "y", "004": "y"}
+    row = compare(frame, "dense", clusters=clusters).iloc[0]
+    means = frame.groupby("model")["psnr"].mean()
+    assert row["scenes"] == 27
+    assert row["difference"] == pytest.approx(means["dual"] - means["dense"])
 
 
 def test_leading_axes_are_separate_problems():

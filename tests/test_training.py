@@ -1,10 +1,12 @@
 """The training loop: settings, schedule, order of data, averaging, stops, resuming, and several processes."""
 
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -20,6 +22,7 @@ from torch.testing import assert_close
 from ddsa_lab.errors import LabError
 from ddsa_lab.model.checkpoints import load
 from ddsa_lab.model.network import NetworkConfig
+from ddsa_lab.training import loop
 from ddsa_lab.training.batches import Batches
 from ddsa_lab.training.config import TrainConfig
 from ddsa_lab.training.devices import make_fabric
@@ -30,7 +33,9 @@ from ddsa_lab.training.schedule import learning_rate, patch_and_batch, used
 from ddsa_lab.training.start import initial_network
 from ddsa_lab.training.state import STATE, WEIGHTS, RunFolder, read_config, read_table
 
-NETWORK = NetworkConfig(width=8, blocks=(1, 1), heads=(1, 2), refinement=0, ffn_factor=1.0)
+NETWORK = NetworkConfig(
+    width=8, blocks=(1,), heads=(2,), refinement=0, ffn_factor=1.0
+)  # one block: a step takes milliseconds
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +50,7 @@ def photos(tmp_path_factory) -> str:
     return str(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settings(photos) -> TrainConfig:
     return TrainConfig(
         NETWORK, photos=photos, steps=24, patch=16, batch=4, warmup=4, log_every=5, checkpoint_every=7
@@ -54,6 +59,12 @@ def settings(photos) -> TrainConfig:
 
 def quiet(config, out, **options):
     return fit(config, out, progress=False, accelerator="cpu", **options)
+
+
+@pytest.fixture(scope="session")
+def whole(settings, tmp_path_factory):
+    """The run of `settings`, never interrupted."""
+    return quiet(settings, tmp_path_factory.mktemp("whole") / "run")
 
 
 def tensors(model):
@@ -215,15 +226,17 @@ class TestFit:
         assert torch.equal(load(result.out / WEIGHTS)(x), result.model(x))
         assert not result.model.training
 
-    def test_equal_settings_give_equal_rows_and_leave_global_randomness_alone(self, settings, tmp_path):
+    def test_equal_settings_give_equal_rows_and_leave_global_randomness_alone(
+        self, settings, whole, tmp_path
+    ):
         torch.manual_seed(5)
         expected = torch.rand(3)
         torch.manual_seed(5)
-        first = quiet(settings, tmp_path / "a")
+        second = quiet(settings, tmp_path / "b")
         assert torch.equal(torch.rand(3), expected)
-        assert_same_run(first, quiet(settings, tmp_path / "b"))
+        assert_same_run(whole, second)
         other = quiet(dataclasses.replace(settings, seed=1), tmp_path / "c")
-        assert (other.out / "metrics.csv").read_bytes() != (first.out / "metrics.csv").read_bytes()
+        assert (other.out / "metrics.csv").read_bytes() != (whole.out / "metrics.csv").read_bytes()
 
     @pytest.mark.parametrize("ema, stages", [(0.9, ()), (0.0, ((0.0, 16, 4), (0.4, 24, 2)))])
     def test_resumed_run_equals_the_uninterrupted_one(self, settings, tmp_path, ema, stages):
@@ -242,17 +255,22 @@ class TestFit:
                 quiet(config, tmp_path / "broken", resume=True, callbacks=[fail_at(step)])
         assert_same_run(whole, quiet(config, tmp_path / "broken", resume=True))
 
-    def test_budget_in_seconds(self, settings, tmp_path):
-        config = dataclasses.replace(settings, steps=None, seconds=0.6, min_lr=0.0)
-        result = quiet(config, tmp_path / "run")
-        assert result.finished and 0.6 <= result.seconds < 5
-        # The rate of the last step follows from the share of the budget used before it.
-        assert result.history[-1]["lr"] < 1e-3 * min(1, result.steps / config.warmup)
+    def test_budget_in_seconds(self, settings, tmp_path, monkeypatch):
+        clock = itertools.count(step=0.125)  # each step looks at it twice
+        monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock))
+        config = dataclasses.replace(settings, steps=None, seconds=1.0, min_lr=0.0, log_every=1)
+        asked = iter([False] * 2 + [True])
+        part = quiet(config, tmp_path / "run", should_stop=lambda: next(asked))
+        assert (part.steps, part.seconds, part.finished) == (3, 0.375, False)
+        result = quiet(config, tmp_path / "run", resume=True)
+        assert (result.steps, result.seconds, result.finished) == (8, 1.0, True)
+        # The schedule follows the seconds used, across the stop.
+        rates = [row["lr"] for row in read_table(result.out / "metrics.csv")]
+        assert rates == pytest.approx([learning_rate(config, step, step / 8) for step in range(8)])
         again = quiet(config, tmp_path / "run", resume=True)
-        assert (again.steps, again.seconds) == (result.steps, result.seconds)
+        assert (again.steps, again.seconds) == (8, 1.0)
 
-    def test_stop_writes_a_checkpoint_to_go_on_from(self, settings, tmp_path):
-        whole = quiet(settings, tmp_path / "whole")
+    def test_stop_writes_a_checkpoint_to_go_on_from(self, settings, whole, tmp_path):
         asked = iter([False] * 9 + [True])
         part = quiet(settings, tmp_path / "part", should_stop=lambda: next(asked))
         assert (part.steps, part.finished) == (10, False)
@@ -301,7 +319,7 @@ class TestFit:
         config = dataclasses.replace(settings, record_every=10)
         result = quiet(config, tmp_path / "run", record=branches, tensorboard=True)
         rows = read_table(result.out / "sparsity.csv")
-        assert [row["step"] for row in rows] == [10] * 3 + [20] * 3 + [24] * 3
+        assert [row["step"] for row in rows] == [10, 20, 24]
         assert len(list(result.out.glob("events.out.tfevents*"))) == 1
 
     def test_bfloat16(self, settings, tmp_path):
@@ -310,20 +328,18 @@ class TestFit:
 
 
 class TestRefusals:
-    def test_existing_run(self, settings, tmp_path):
-        quiet(settings, tmp_path / "run")
+    def test_existing_run(self, settings, whole):
         with pytest.raises(LabError, match="resume"):
-            quiet(settings, tmp_path / "run")
+            quiet(settings, whole.out)
 
-    def test_other_settings(self, settings, tmp_path):
-        quiet(settings, tmp_path / "run")
+    def test_other_settings(self, settings, whole):
         with pytest.raises(LabError, match=r"lr 0\.001 -> 0\.01"):
-            quiet(dataclasses.replace(settings, lr=0.01), tmp_path / "run", resume=True)
+            quiet(dataclasses.replace(settings, lr=0.01), whole.out, resume=True)
 
     def test_missing_photos_can_be_mended_in_the_same_folder(self, settings, tmp_path):
         with pytest.raises(LabError):
             quiet(dataclasses.replace(settings, photos=str(tmp_path / "nowhere")), tmp_path / "run")
-        assert quiet(settings, tmp_path / "run").finished
+        assert quiet(dataclasses.replace(settings, steps=1), tmp_path / "run").finished
 
     def test_foreign_folder(self, settings, tmp_path):
         (tmp_path / "metrics.csv").write_text("mine\n")
@@ -334,8 +350,8 @@ class TestRefusals:
             quiet(settings, tmp_path)
         assert (tmp_path / "metrics.csv").read_text() == "mine\n"
 
-    def test_truncated_checkpoint(self, settings, tmp_path):
-        quiet(settings, tmp_path)
+    def test_truncated_checkpoint(self, settings, whole, tmp_path):
+        shutil.copytree(whole.out, tmp_path, dirs_exist_ok=True)
         state = (tmp_path / STATE).read_bytes()
         (tmp_path / STATE).write_bytes(state[: len(state) // 2])
         with pytest.raises(LabError, match="damaged"):
@@ -370,8 +386,7 @@ class TestRefusals:
         assert all(torch.isfinite(value).all() for value in state["learner"]["net"].values())
         assert load(tmp_path / WEIGHTS) is not None
 
-    def test_full_disk_keeps_the_last_checkpoint(self, settings, tmp_path, monkeypatch):
-        whole = quiet(settings, tmp_path / "whole")
+    def test_full_disk_keeps_the_last_checkpoint(self, settings, whole, tmp_path, monkeypatch):
         real = torch.save
         calls = iter(range(9))
 
@@ -412,21 +427,22 @@ def _member(rank: int, port: int, config: TrainConfig, out: Path) -> None:
         (out / f"{rank}.txt").write_text(str(error))
 
 
-class TestSeveralProcesses:
-    @pytest.fixture(scope="class")
-    def shared(self, photos, tmp_path_factory):
-        out = tmp_path_factory.mktemp("shared")
-        config = TrainConfig(NETWORK, photos=photos, steps=6, patch=16, batch=4, clip=0.0)
-        context, port = multiprocessing.get_context("forkserver"), _free_port()
-        context.set_forkserver_preload(["ddsa_lab.training.loop", "lightning_fabric"])
-        members = [context.Process(target=_member, args=(rank, port, config, out)) for rank in range(2)]
-        for member in members:
-            member.start()
-        for member in members:
-            member.join(120)
-        assert [member.exitcode for member in members] == [0, 0]
-        return config, out
+@pytest.fixture(scope="session")
+def shared(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("shared")
+    config = TrainConfig(NETWORK, photos=photos, dead_leaves=0.0, steps=6, patch=16, batch=4, clip=0.0)
+    context, port = multiprocessing.get_context("forkserver"), _free_port()
+    context.set_forkserver_preload(["ddsa_lab.training.loop", "lightning_fabric"])
+    members = [context.Process(target=_member, args=(rank, port, config, out)) for rank in range(2)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(120)
+    assert [member.exitcode for member in members] == [0, 0]
+    return config, out
 
+
+class TestSeveralProcesses:
     def test_gradients_equal_those_of_one_process(self, shared):
         config, out = shared
         learner = Learner(config, initial_network(config), make_fabric(config, accelerator="cpu"))
@@ -440,7 +456,7 @@ class TestSeveralProcesses:
     def test_whole_training_agrees(self, shared, tmp_path):
         config, out = shared
         alone = quiet(config, tmp_path / "alone")
-        assert_close(load(out / "run" / WEIGHTS).state_dict(), alone.model.state_dict(), rtol=1e-3, atol=1e-4)
+        assert_close(load(out / "run" / WEIGHTS).state_dict(), alone.model.state_dict(), rtol=1e-3, atol=1e-3)
         rows = [read_table(folder / "metrics.csv") for folder in (out / "run", alone.out)]
         assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
         assert rows[0][-1]["loss"] == pytest.approx(rows[1][-1]["loss"], rel=1e-4)
@@ -468,7 +484,7 @@ def test_variants_of_one_seed_start_equal(settings):
     first, *others = [net.state_dict() for net in nets]
     for other in others:
         shared = [name for name in first if name in other and other[name].shape == first[name].shape]
-        assert len(shared) > 20
+        assert len(shared) > 5
         assert all(torch.equal(first[name], other[name]) for name in shared)
 
 

@@ -34,7 +34,7 @@ class Learner:
             share_batch_statistics(net)
         self.net = net.to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.AdamW(
-            net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+            net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
         )
         if config.compile:
             _require_compiler(fabric.device)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pickle
 import platform
 from collections.abc import Iterable, Mapping
@@ -98,8 +97,6 @@ class RunFolder:
                 if file.tell() == 0:
                     writer.writeheader()
                 writer.writerows(rows)
-                file.flush()
-                os.fsync(file.fileno())
         except OSError as error:
             raise LabError(
                 f"cannot write {path}: {error.strerror or error}; the last checkpoint is intact"

@@ -1,5 +1,6 @@
 """Photos in and out: any common format, size, depth and orientation, as RGB in [0, 1]."""
 
+import io
 import os
 import re
 from dataclasses import dataclass
@@ -223,4 +224,7 @@ def _encode(samples: np.ndarray, path: Path, kind: str, icc: bytes | None, exif:
         options["icc_profile"] = icc
     if exif and kind != "BMP":
         options["exif"] = exif
-    Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(path, kind, **options)
+    # Not into the file itself: on a full disk Pillow's own writing can end short without an error.
+    encoded = io.BytesIO()
+    Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(encoded, kind, **options)
+    path.write_bytes(encoded.getbuffer())

@@ -35,8 +35,7 @@ def derain(
     """
     if image.dim() not in (3, 4) or image.shape[-3] != 3 or 0 in image.shape:
         raise LabError(f"derain takes an image (3, H, W) or (B, 3, H, W), found shape {tuple(image.shape)}")
-    if tile is not None and tile != 0 and tile < MIN_TILE:
-        raise LabError(f"tile is {tile}, but tiles must be at least {MIN_TILE} pixels a side (0: no tiles)")
+    check_tiles(tile, overlap)
     parameter = next(model.parameters(), image)
     tile = affordable_tile(model, parameter.device) if tile is None else tile
     batch = image.detach().unsqueeze(0) if image.dim() == 3 else image.detach()
@@ -50,14 +49,31 @@ def derain(
                 break
             except torch.OutOfMemoryError:
                 if tile == MIN_TILE:
-                    raise LabError(f"not enough memory on {parameter.device} even for tiles of {MIN_TILE} pixels") from None
+                    raise LabError(
+                        f"not enough memory on {parameter.device} even for tiles of {MIN_TILE} pixels"
+                    ) from None
                 torch.cuda.empty_cache()
                 tile = max(MIN_TILE, (tile or max(batch.shape[-2:])) // 2)
                 print(f"out of memory on {parameter.device}: going on with tiles of {tile} pixels")
     return restored[0] if image.dim() == 3 else restored
 
 
-def _by_tiles(model: nn.Module, batch: Tensor, parameter: Tensor, tile: int, overlap: int, progress: bool) -> Tensor:
+def check_tiles(tile: int | None, overlap: int) -> None:
+    """Refuse tiles that `derain` does not take.
+
+    Raises:
+        LabError: a tile below the smallest, or an overlap that is negative or half a tile and more.
+    """
+    if tile is not None and tile != 0 and tile < MIN_TILE:
+        raise LabError(f"tile is {tile}, but tiles must be at least {MIN_TILE} pixels a side (0: no tiles)")
+    if overlap < 0 or (tile and overlap > tile // 2 - 1):
+        most = f"0 to {tile // 2 - 1} for tiles of {tile} pixels" if tile else "0 or more"
+        raise LabError(f"overlap is {overlap}, but must be {most}")
+
+
+def _by_tiles(
+    model: nn.Module, batch: Tensor, parameter: Tensor, tile: int, overlap: int, progress: bool
+) -> Tensor:
     """Run tile after tile, each weighted by a ramp that sums to one with its neighbours'."""
     height, width = batch.shape[-2:]
     rows, columns = tile_starts(height, tile, overlap), tile_starts(width, tile, overlap)
@@ -70,7 +86,10 @@ def _by_tiles(model: nn.Module, batch: Tensor, parameter: Tensor, tile: int, ove
     for top, left in places:
         bottom, right = min(top + tile, height), min(left + tile, width)
         part = model(batch[..., top:bottom, left:right].to(parameter)).to(batch)
-        weight = _ramp(rows, top, bottom, height, tile)[:, None] * _ramp(columns, left, right, width, tile)[None, :]
+        weight = (
+            _ramp(rows, top, bottom, height, tile)[:, None]
+            * _ramp(columns, left, right, width, tile)[None, :]
+        )
         restored[..., top:bottom, left:right] += part * weight.to(batch)
     return restored.clamp_(0, 1)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LEVELS = ("layer", "head", "row")
 WEIGHTS = ("dense", "sparse", "fused")
+FACTS = ("channels", "keep", "k", "a", "b")  # the same for every query of a layer
+MEASURES = ("entropy", "effective_k", "gini", "kept_mass", "gain")
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -76,14 +78,10 @@ def sparsity_table(rec: Record, level: str = "head", of: str = "dense") -> "Data
     tables = []
     for entry, first in _numbered(rec):
         table = pd.DataFrame(_columns(entry, first, of))
-        facts = ["channels", "keep", "k", "a", "b"]
         if level != "row":
-            table = table.groupby([*keys, *facts], sort=False, as_index=False, dropna=False).mean()
-        tables.append(table[[*keys, *facts, "temperature", *MEASURES]])
+            table = table.groupby([*keys, *FACTS], sort=False, as_index=False, dropna=False).mean()
+        tables.append(table[[*keys, *FACTS, "temperature", *MEASURES]])
     return pd.concat(tables, ignore_index=True)
-
-
-MEASURES = ("entropy", "effective_k", "gini", "kept_mass", "gain")
 
 
 def _numbered(rec: Record) -> Iterable[tuple[LayerRecord, int]]:
@@ -255,7 +253,7 @@ def _rainy(pair: Any) -> Tensor:
 def _training_rows(rec: Record, before: Record | None) -> list[dict[str, Any]]:
     keys = ["layer", "head"]
     table = sparsity_table(rec).drop(columns="image")
-    table = table.groupby(["layer", "stage", "depth", "head"], sort=False, as_index=False).mean()
+    table = table.groupby(["layer", "stage", "depth", "head", *FACTS], sort=False, as_index=False).mean()
     masks = _masks(rec)
     several = len(next(iter(masks.values()))) > 1
     images = overlap_table(rec).groupby(keys).overlap.mean() if several else {}
@@ -265,6 +263,6 @@ def _training_rows(rec: Record, before: Record | None) -> list[dict[str, Any]]:
     for row in rows:
         place = (row["layer"], row["head"])
         row["overlap_images"], row["overlap_before"] = images.get(place), earlier.get(place)
-        row["chance"] = chance_overlap(int(row["k"]), int(row["channels"]))
+        row["chance"] = chance_overlap(row["k"], row["channels"])
         row["dead"] = int(dead[place])
     return rows

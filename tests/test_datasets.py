@@ -15,6 +15,7 @@ from ddsa_lab.data.datasets import (
     training_photos,
 )
 from ddsa_lab.data.images import save_image
+from ddsa_lab.data.pairs import Pair
 from ddsa_lab.data.photos import HELD_OUT_PHOTOS, TRAIN_PHOTOS
 from ddsa_lab.errors import LabError
 
@@ -48,7 +49,7 @@ def pairs(tmp_path):
         paths = [tmp_path / f"{kind}{number}.png" for kind in ("input", "target")]
         save_image(1 - target, paths[0])
         save_image(target, paths[1])
-        found.append((f"pair{number}", *paths))
+        found.append(Pair(f"pair{number}", *paths))
     return found
 
 
@@ -222,8 +223,8 @@ def test_wrong_folders_and_pairs(tmp_path, pairs):
             call(tmp_path / "empty")
         with pytest.raises(LabError, match="missing"):
             call(tmp_path / "missing")
-    save_image(torch.zeros(3, 8, 9), pairs[0][1])
-    with pytest.raises(LabError, match="pair0 must have one size, but are 9x8 and 50x40"):
+    save_image(torch.zeros(3, 8, 9), pairs[0].input)
+    with pytest.raises(LabError, match="must have one size"):
         PairPatches(pairs[:1], 8, 8, 0)[0]
     with pytest.raises(IndexError):
         patches()[50]

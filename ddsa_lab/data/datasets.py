@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ddsa_lab.data.images import list_images, load_image
+from ddsa_lab.data.pairs import Pair
 from ddsa_lab.data.photos import HELD_OUT_PHOTOS, TRAIN_PHOTOS, dead_leaves, sample_photo
 from ddsa_lab.data.rain import RainyPair, find_presets, rain_on
 from ddsa_lab.errors import LabError
@@ -154,11 +155,11 @@ def _bytes(image: Tensor, longest: int) -> Tensor:
 class PairPatches(Dataset):
     """Patches from pairs on disk: the same square of both images, flipped and turned together."""
 
-    def __init__(self, pairs: Sequence[tuple[str, Path, Path]], patch: int, length: int, seed: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], patch: int, length: int, seed: int) -> None:
         """Set up `length` items.
 
         Args:
-            pairs: (name, input path, target path) each, from `ddsa_lab.data.pairs.find_pairs`.
+            pairs: from `ddsa_lab.data.pairs.find_pairs`.
             patch, length, seed: as for `RainyPatches`.
 
         Raises:
@@ -187,11 +188,7 @@ class PairPatches(Dataset):
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        name, *paths = self.pairs[number]
-        images = [_bytes(load_image(path), longest=1 << 30) for path in paths]
-        if images[0].shape != images[1].shape:
-            sizes = " and ".join(f"{image.shape[2]}x{image.shape[1]}" for image in images)
-            raise LabError(f"the two images of pair {name} must have one size, but are {sizes}")
+        images = [_bytes(image, longest=1 << 30) for image in self.pairs[number].load()]
         self._cache[number] = images
         self._cached += 2 * images[0].numel()
         while self._cached > CACHE_BYTES and len(self._cache) > 1:

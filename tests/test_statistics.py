@@ -102,7 +102,7 @@ def test_width_is_that_of_the_two_way_analysis_of_variance():
     noise = (residuals**2).sum() / ((seeds - 1) * (scenes - 1)) / (seeds * scenes)
     of_seeds = values.mean(1).var(ddof=1) / seeds
     of_scenes = values.mean(0).var(ddof=1) / scenes - noise
-    assert min(of_seeds, of_scenes, noise) > 0.1 * (of_seeds + of_scenes)
+    assert min(of_seeds, of_scenes, noise) > 0.05 * (of_seeds + of_scenes)
     share = of_seeds / (of_seeds + of_scenes)
     freedom = 1 / (share / (seeds - 1) + (1 - share) ** 2 / (scenes - 1))
     reach = stats.t.ppf(0.95, freedom) * math.sqrt(of_seeds + of_scenes)

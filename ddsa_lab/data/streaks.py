@@ -35,17 +35,6 @@ class RainLayer:
     ceiling: float = 1.0  # streaks of this layer never add up to more
 
 
-def _check_layer(layer: RainLayer) -> None:
-    if abs(layer.angle) > MAX_ANGLE:
-        raise LabError(
-            f"a rain layer's angle must be within {MAX_ANGLE:g} degrees of vertical, not {layer.angle:g}"
-        )
-    for name in ("length", "width", "cluster"):
-        if not getattr(layer, name) > 0:
-            raise LabError(f"a rain layer's {name} must be above 0, not {getattr(layer, name):g}")
-    choose("streak profile", layer.profile, ("drop", "line"))
-
-
 def render_layer(layer: RainLayer, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Draw one layer: (H, W) float32, at most `layer.ceiling`. See `ddsa_lab.data.rain.render_rain`."""
     _check_layer(layer)

@@ -20,7 +20,6 @@ from ddsa_lab.model.checkpoints import find_weights, load
 if TYPE_CHECKING:
     import pandas as pd
 
-_FORMATS = {"gain": "+.2f"}
 # Benchmarks that the tables of published scores call by another name.
 _PUBLISHED_AS = {"SPA-Data": "SPA"}
 
@@ -66,10 +65,10 @@ def evaluate_report(
     means = summary(frame)
     guesses = _guesses(scan, sizes, _input_psnr(means))
     title, tables = _title(data, scan, guesses, crop), _tables(means, guesses)
-    text = "\n".join([title, "", *(f"{caption}\n\n{to_markdown(t, _FORMATS)}" for caption, t in tables)])
+    text = "\n".join([title, "", *(f"{caption}\n\n{to_markdown(t, _formats(t))}" for caption, t in tables)])
     print(text)
     if out is not None:
-        latex = "\n".join(to_latex(t, _FORMATS, caption=f"{title}. {c}") for c, t in tables)
+        latex = "\n".join(to_latex(t, _formats(t), caption=f"{title}. {c}") for c, t in tables)
         _write(Path(out) / "table.md", text)
         _write(Path(out) / "table.tex", latex)
         if strips:
@@ -163,6 +162,10 @@ def _tables(means: "pd.DataFrame", guesses: Sequence[Guess]) -> list[tuple[str, 
         caption = f"Beside scores published on {name}, under {BENCHMARK_PROTOCOLS[name]}{warning}"
         tables.append((caption, beside_published(means[means["images"] > 0], name)))
     return tables
+
+
+def _formats(table: "pd.DataFrame") -> dict[str, str]:
+    return {"gain": "+.2f"} if "gain" in table else {}
 
 
 def _write(path: Path, text: str) -> None:

@@ -142,6 +142,24 @@ class AttentionWeights(nn.Module):
         return f"mode={self.mode!r}, keep={self.keep}"
 
 
+class Gram(torch.autograd.Function):
+    """x^T x of x (B, N, D), all columns' products with one another: (B, D, D).
+
+    The rule of the gradient is written out because it is one product, x (g + g^T); left to itself,
+    autograd makes two and adds them, and in training that is felt.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.transpose(1, 2) @ x
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x @ (g + g.transpose(1, 2))
+
+
 class ChannelAttention(nn.Module):
     """Multi-head attention over channels. Source: arXiv 2308.07781, section 2.2; Restormer (arXiv 2111.09881).
 
@@ -172,11 +190,12 @@ class ChannelAttention(nn.Module):
         """
         with torch.autocast(qk.device.type, enabled=False):
             qk = qk if qk.dtype == torch.float64 else qk.float()
-            q, k = qk.chunk(2, dim=-1)
+            gram = Gram.apply(qk)  # (B, 2C, 2C): q k^T, and on the diagonal the squared length of every row
             # Never below the 1e-12 with which torch's `normalize` guards zero rows.
-            length = qk.square().sum(dim=1).clamp_min(1e-24).sqrt()  # (B, 2C)
+            length = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (B, 2C)
             q_length, k_length = length.chunk(2, dim=1)
-            z = (q.transpose(1, 2) @ k) / q_length.unsqueeze(2) / k_length.unsqueeze(1)
+            channels = qk.shape[-1] // 2
+            z = gram[:, :channels, channels:] / q_length.unsqueeze(2) / k_length.unsqueeze(1)
             # (B, C, C) -> (B, heads, c, heads, c): a head's own block stands on the diagonal
             z = z.unflatten(2, (self.heads, -1)).unflatten(1, (self.heads, -1))
             return z.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2) * self.temperature

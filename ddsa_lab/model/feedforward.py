@@ -52,7 +52,8 @@ class SEFN(nn.Module):
             part = flat @ into if y is None else add_product(y, flat, into)  # x1, y1 + x2, y2 + x3
             image = to_image(part.unflatten(0, (x.shape[0], -1)), height, width)
             y = to_tokens(self.depthwise(image).relu_()).flatten(0, 1)  # (B*HW, hidden)
-            out = y @ out_of if out is None else add_product(out, y, out_of)
+            # Nothing else reads `out`, so that it can grow in place even while gradients are recorded.
+            out = y @ out_of if out is None else out.addmm_(y, out_of)
         out = to_image(out.unflatten(0, (x.shape[0], -1)), height, width)
         return out * self.gate(out)
 

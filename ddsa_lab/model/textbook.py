@@ -24,10 +24,10 @@ def conv1x1(layer: Pointwise, x: Tensor) -> Tensor:
 def norm(layer: ChannelNorm, x: Tensor) -> Tensor:
     """Layer norm over channels by way of (B, HW, C) and back."""
     height, width = x.shape[2:]
-    x = x.flatten(2).transpose(1, 2).contiguous()  # (B, HW, C)
+    x = x.flatten(2).transpose(1, 2)  # (B, HW, C)
     mean, variance = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
     x = (x - mean) / torch.sqrt(variance + layer.eps) * layer.weight + layer.bias
-    return x.transpose(1, 2).unflatten(2, (height, width)).contiguous()
+    return x.transpose(1, 2).unflatten(2, (height, width))
 
 
 def attention(layer: ChannelAttention, x: Tensor) -> Tensor:

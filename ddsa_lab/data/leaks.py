@@ -1,7 +1,7 @@
 """Finding the same scene in two photos: exact copies, recompressed, rescaled and cropped ones."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-LONGEST = (
-    320  # photos are compared at this longest side: detail enough for features, little enough to be quick
-)
+from ddsa_lab.data.images import to_uint8
+
+LONGEST = 320  # photos are compared at this longest side, pixels: detail enough, and quick
 _STEP = 2 ** (1 / 3)  # between pyramid levels; a descriptor bears half a step (12 %) of scale error
 _LEVELS = 8
 _FIRST_LEVEL_POINTS = 64
@@ -22,11 +22,11 @@ _VOTES = 4  # before two photos are compared at all
 _COMPARED = 12  # photos with the most votes that are compared with one
 _BLOCK = 256  # photos in one product of descriptors, which bounds the memory
 _THUMB = 0.95  # correlation of whole photos at 32x32 that may be one photo
-_MATCHES = 48  # best matched corners of two photos that are tried
+_MATCHES = 36  # best matched corners of two photos that are tried
 _INLIERS = 6  # matches that one shift and scale must explain
 _SAME = 0.9  # correlation of the overlap's pixels
 _SAME_DETAIL = 0.6  # and of their fine part, which two different skies or meadows do not share
-_SMALLEST_OVERLAP = 24  # pixels a side at the compared size
+_SMALLEST_OVERLAP = 40  # pixels a side at the compared size
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Fingerprint:
 
     Attributes:
         digest: hash of the pixels at full size.
-        luma: (h, w) float32 in [0, 1], longest side at most `LONGEST`.
+        luma: (h, w) uint8, longest side at most `LONGEST`.
         thumb: (1024,) float32, the photo as 32x32, zero mean and unit length (zeros for a flat photo).
         points: (n, 2) x, y of its corners in pixels of `luma`.
         scales: (n,) size of a pyramid level's pixel in pixels of `luma`.
-        descriptors: (n, 64) float32, zero mean and unit length.
+        descriptors: (n, 64) float16, zero mean and unit length.
     """
 
-    digest: bytes
+    digest: str
     luma: np.ndarray
     thumb: np.ndarray
     points: np.ndarray
@@ -72,29 +72,32 @@ def fingerprint(image: Tensor) -> Fingerprint:
     Args:
         image: (3, H, W) RGB in [0, 1].
     """
-    digest = hashlib.sha256(
-        image.mul(255).round().byte().numpy().tobytes() + repr(tuple(image.shape)).encode()
-    )
-    full = Image.fromarray(image.mean(0).numpy())
-    small = full.copy()
+    pixels = to_uint8(image)
+    digest = hashlib.sha256(repr(pixels.shape).encode())
+    digest.update(pixels)
+    small = Image.fromarray(pixels).convert("L")
     small.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    luma = np.asarray(small)  # bytes here and halves below: sets can be large
+    small = Image.fromarray(luma.astype(np.float32) / 255)
     points, scales, descriptors = _features(small)
     thumb = _normalised(np.asarray(small.resize((32, 32), Image.Resampling.BOX)).reshape(1, -1))[0]
-    return Fingerprint(digest.digest(), np.asarray(small), thumb, points, scales, descriptors)
+    return Fingerprint(digest.hexdigest(), luma, thumb, points, scales, descriptors.astype(np.float16))
 
 
 def find_scenes(
-    first: Sequence[Fingerprint], second: Sequence[Fingerprint] | None = None
-) -> Iterable[SceneMatch]:
-    """Yield every pair of photos that show one scene.
+    first: Iterable[Fingerprint], second: Sequence[Fingerprint] | None = None
+) -> Iterator[SceneMatch]:
+    """Yield the pairs of photos that show one scene.
 
     Copies are found whatever their compression and size; crops down to about a third of the photo's side.
     Mirrored and rotated copies are not.
 
     Args:
-        first: photos.
+        first: photos, taken one by one, so that a large set need not fit into memory.
         second: the photos to compare them with; None compares `first` with itself, each pair once.
     """
+    if second is None:
+        first = list(first)
     others = first if second is None else second
     if not others:
         return
@@ -108,11 +111,13 @@ def find_scenes(
 
 def group_scenes(count: int, matches: Iterable[SceneMatch]) -> list[list[int]]:
     """Groups of the indices 0 to count - 1 that show one scene, by matches of a set with itself."""
-    group = list(range(count))
+    groups = {i: [i] for i in range(count)}
     for match in matches:
-        old, new = sorted((group[match.first], group[match.second]), reverse=True)
-        group = [new if g == old else g for g in group]
-    return [[i for i in range(count) if group[i] == g] for g in sorted(set(group))]
+        one, other = groups[match.first], groups[match.second]
+        if one is not other:
+            one += other
+            groups.update(dict.fromkeys(other, one))
+    return sorted({id(group): sorted(group) for group in groups.values()}.values())
 
 
 # Features: corners on a pyramid, each described by the patch around it ------------------------------------
@@ -165,9 +170,8 @@ def _patches(luma: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
 def _normalised(rows: np.ndarray) -> np.ndarray:
     rows = rows - rows.mean(1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.where(length > 1e-3 * rows.shape[1] ** 0.5, rows / np.maximum(length, 1e-12), 0).astype(
-        np.float32
-    )
+    flat = length <= 1e-3 * rows.shape[1] ** 0.5
+    return np.where(flat, 0, rows / np.maximum(length, 1e-12)).astype(np.float32)
 
 
 class _Index:
@@ -194,7 +198,7 @@ class _Index:
             counts = np.array([len(part) for part in block])
             filled = np.nonzero(counts)[0]  # reduceat cannot take empty groups
             if len(filled) and len(descriptors):
-                alike = descriptors @ np.concatenate(block).T
+                alike = descriptors.astype(np.float32) @ np.concatenate(block).T.astype(np.float32)
                 best[:, low + filled] = np.maximum.reduceat(
                     alike, (np.cumsum(counts) - counts)[filled], axis=1
                 )
@@ -222,7 +226,7 @@ def _align(first: Fingerprint, second: Fingerprint) -> _Mapping | None:
     """The scale and shift that most matched corners agree on, if enough do."""
     if min(len(first.descriptors), len(second.descriptors)) < _INLIERS:
         return None
-    alike = first.descriptors @ second.descriptors.T
+    alike = first.descriptors.astype(np.float32) @ second.descriptors.T.astype(np.float32)
     partner, best = alike.argmax(1), alike.max(1)
     rows = np.argsort(-best, kind="stable")[:_MATCHES]
     rows = rows[best[rows] > _ALIKE - 0.04]
@@ -237,8 +241,8 @@ def _align(first: Fingerprint, second: Fingerprint) -> _Mapping | None:
     if not len(i):
         return None
     shift = b[i] - scale * a[i]
-    error = np.linalg.norm(scale[:, None] * a + shift[:, None] - b, axis=2)
-    inliers = error < 2.5 * np.maximum(1, ratio)
+    dx, dy = (scale * a[:, axis] + shift[:, axis, None] - b[:, axis] for axis in (0, 1))
+    inliers = dx * dx + dy * dy < (2.5 * np.maximum(1, ratio)) ** 2
     agreed = inliers[inliers.sum(1).argmax()]
     return _fit(a[agreed], b[agreed]) if agreed.sum() >= _INLIERS else None
 
@@ -272,7 +276,7 @@ def _overlap(first: np.ndarray, second: np.ndarray, mapping: _Mapping) -> tuple[
     other = [grid[0] * mapping.scale[1] + mapping.shift[1], grid[1] * mapping.scale[0] + mapping.shift[0]]
     softness = [spacing / 2, spacing * mapping.scale / 2]
     samples = [
-        ndimage.map_coordinates(ndimage.gaussian_filter(luma, soft[::-1]), at, order=1, mode="nearest")
+        ndimage.map_coordinates(ndimage.gaussian_filter(luma / np.float32(255), soft[::-1]), at, order=1)
         for luma, at, soft in zip((first, second), (grid, other), softness)
     ]
     detail = [sample - ndimage.gaussian_filter(sample, 3) for sample in samples]

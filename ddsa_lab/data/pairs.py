@@ -26,6 +26,10 @@ _TARGET_ROLES = {"norain", "no_rain", "ground_truth", "clean", "target", "gt"}
 _HALVES_SAMPLED = 9
 
 
+class SizeMismatch(LabError):
+    """The two photos of a pair have different sizes."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A rainy photo and its clean counterpart.
@@ -46,7 +50,7 @@ class Pair:
         """The rainy and the clean photo, each (3, H, W) float32 RGB in [0, 1].
 
         Raises:
-            LabError: a file cannot be read, or the two have different sizes.
+            LabError: a file cannot be read; SizeMismatch, a kind of it: the two have different sizes.
         """
         rainy = load_image(self.input)
         if self.rainy_half is not None:
@@ -54,7 +58,7 @@ class Pair:
             return (left, right) if self.rainy_half == "left" else (right, left)
         clean = load_image(self.target)
         if rainy.shape != clean.shape:
-            raise LabError(
+            raise SizeMismatch(
                 f"{shown(self.input)} has {_size(rainy)} pixels and its clean photo {shown(self.target)} "
                 f"{_size(clean)}: the two of a pair must have one size"
             )
@@ -265,7 +269,7 @@ def _size(image: Tensor) -> str:
 def _halves(image: Tensor, path: Path) -> tuple[Tensor, Tensor]:
     width = image.shape[2]
     if width % 2:
-        raise LabError(f"{shown(path)} should hold two halves side by side, and its width {width} is odd")
+        raise SizeMismatch(f"{shown(path)} should hold two halves side by side, and its width {width} is odd")
     return image[..., : width // 2].contiguous(), image[..., width // 2 :].contiguous()
 
 

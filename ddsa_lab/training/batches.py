@@ -1,5 +1,6 @@
 """Training patches in an order that depends on the seed alone, wherever a run starts and however many share it."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ class Batches:
         config: names photos or pairs, rain, seed and workers.
         rank: number of this process, in [0, world).
         world: processes that share each batch; each takes its slice.
-        pin: hold patches in page-locked memory, from which a GPU copies faster.
+        pin: a GPU will copy the patches: hold them in page-locked memory, and let processes make them.
 
     Raises:
         LabError: the folder of photos or pairs is missing, empty or unreadable.
@@ -30,6 +31,8 @@ class Batches:
 
     def __init__(self, config: TrainConfig, rank: int = 0, world: int = 1, pin: bool = False) -> None:
         self.config, self.rank, self.world, self.pin = config, rank, world, pin
+        beside_gpu = min(8, max(1, (os.cpu_count() or 1) // world)) if pin else 0
+        self.workers = beside_gpu if config.workers is None else config.workers
         if config.pairs is not None:
             self.source = find_pairs(Path(config.pairs))
         else:
@@ -54,7 +57,7 @@ class Batches:
         return DataLoader(
             self.dataset(patch),
             batch_sampler=_Consecutive(first, batch, self.rank, self.world),
-            num_workers=self.config.workers,
+            num_workers=self.workers,
             worker_init_fn=_leave_interrupts_to_parent,
             pin_memory=self.pin,
             generator=torch.Generator().manual_seed(self.config.seed),  # else the global one is drawn from

@@ -15,17 +15,21 @@ _held: set[Path] = set()  # record locks don't keep threads of one process apart
 
 
 class RunLock:
-    """Holds `folder/.lock` from entering to leaving.
+    """Holds a file in `folder` from entering to leaving.
 
     A record lock rather than a file whose presence means "taken": it ends with its process even at SIGKILL, isn't
     inherited by data workers, and works across machines on shared file systems.
+
+    Args:
+        folder: made if absent.
+        name: of the file; it stays behind, and means nothing without a holder.
 
     Raises:
         LabError: on entering, if another process or thread holds it, or the file system has no locks.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder.resolve() / ".lock"
+    def __init__(self, folder: Path, name: str = ".lock") -> None:
+        self.path = folder.resolve() / name
 
     def __enter__(self) -> "RunLock":
         if not self.acquire():

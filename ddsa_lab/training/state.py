@@ -64,7 +64,9 @@ class RunFolder:
             try:
                 torch.save(dict(state), temporary)
             except RuntimeError as error:  # how torch's file writer reports a full disk
-                raise LabError(f"cannot write {self.path / STATE} (is the disk full?); it was left as it was") from error
+                raise LabError(
+                    f"cannot write {self.path / STATE} (is the disk full?); it was left as it was"
+                ) from error
 
     def read_state(self) -> dict[str, Any] | None:
         """Return the last checkpoint, or None.

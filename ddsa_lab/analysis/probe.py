@@ -81,9 +81,9 @@ def estimate_mb(
         maps = count * (("values" in keep) + 2 * ("queries" in keep)) * channels
         maps += count * ("gates" in keep and model.built_with.ffn == "sefn")
         maps += bool(count and "features" in keep) * channels
-        attention = count * (channels**2 // heads * max(4, size) + heads * size)  # logits and temperatures
-        total += attention + maps * pixels * size
-    return batch * total / 1e6
+        logits = count * channels**2 // heads * max(4, size)
+        total += batch * (logits + maps * pixels * size) + count * heads * size  # and temperatures
+    return total / 1e6
 
 
 def _what(keep: Sequence[str]) -> set[str]:

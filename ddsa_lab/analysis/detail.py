@@ -42,17 +42,8 @@ def edge_mask(clean: Tensor, share: float = EDGE_SHARE) -> Tensor:
     if not 0 < share <= 1:
         raise LabError(f"share is {share}, but the share of pixels that count as edges must lie in (0, 1]")
     steepness = gradients(clean).norm(dim=0)
-    level = (
-        steepness.flatten().quantile(1 - share)
-        if steepness.numel() < 1 << 24
-        else _quantile(steepness, share)
-    )
-    return (steepness >= level) & (steepness > 1e-6)
-
-
-def _quantile(values: Tensor, share: float) -> Tensor:
-    """As torch's `quantile`, which takes no more than 16 million values."""
-    return values.flatten().kthvalue(max(1, math.ceil((1 - share) * values.numel()))).values
+    rank = max(1, math.ceil((1 - share) * steepness.numel()))  # torch's `quantile` refuses large images
+    return (steepness >= steepness.flatten().kthvalue(rank).values) & (steepness > 1e-6)
 
 
 def gradient_ratio(
@@ -73,7 +64,7 @@ def gradient_ratio(
         LabError: images of different sizes.
     """
     _check(restored, clean)
-    where = edge_mask(clean) if where is None else where
+    where = edge_mask(clean) if where is None else where.cpu()
     ours, theirs = gradients(restored)[:, where], gradients(clean)[:, where]  # (2, pixels)
     if coherent:
         return _ratio((ours * theirs).sum(), theirs.square().sum())
@@ -94,7 +85,7 @@ def edge_psnr(
         LabError: images of different sizes, an unknown protocol.
     """
     _check(restored, clean)
-    where = (edge_mask(clean) if where is None else where).numpy()
+    where = (edge_mask(clean) if where is None else where).cpu().numpy()
     chosen = PROTOCOLS[choose("protocol", protocol, PROTOCOLS)]
     errors = (chosen.planes(restored, "restored") - chosen.planes(clean, "clean"))[:, where]
     if not errors.size:

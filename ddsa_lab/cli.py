@@ -7,6 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ddsa_lab import __version__
@@ -161,6 +162,47 @@ def train_config(args: argparse.Namespace):
     )  # fmt: skip
 
 
+def add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, help="JSON file (see studies/), or with --table the folder of a study")
+    parser.add_argument("--out", type=Path, help="folder of the study (default: runs/NAME_OF_THE_FILE); goes on there")
+    parser.add_argument("--photos", help="folder of clean photos to train on, instead of what the file says")
+    parser.add_argument("--held-out", help="folder of clean photos to score on, instead of what the file says")
+    parser.add_argument("--table", action="store_true", help="train nothing: rebuild the tables from the run folders")
+    parser.add_argument("--baseline", help="variant that the others are compared with (default: dense)")
+    parser.add_argument("--protocol", help="y_uint8 or rgb (default: y_uint8)")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine, run after run each")
+    parser.add_argument("--cluster", help="address of a dask scheduler whose workers share the folder")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs or processes that share each run's batches")
+    parser.add_argument("--nodes", type=int, default=1, help="machines that share each run's batches")
+    parser.add_argument("--accelerator", default="auto", help="cpu, cuda or auto")
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """Run a fair comparison of variants and seeds, and write its tables; goes on where it stopped."""
+    from ddsa_lab.analysis.sparsity import recorder
+    from ddsa_lab.evaluation.study_report import study_scores, write_study
+    from ddsa_lab.training.study import run_study as run
+    from ddsa_lab.training.study_config import StudyConfig
+
+    if args.table:
+        out = args.study
+    else:
+        config = StudyConfig.read(args.study)
+        if args.photos:
+            config = replace(config, train={**config.train, "photos": args.photos})
+        if args.held_out:
+            config = replace(config, validation=replace(config.validation, photos=args.held_out))
+        out = run(
+            config, args.out or Path("runs") / args.study.stem, workers=args.workers, cluster=args.cluster,
+            devices=args.devices, nodes=args.nodes, accelerator=args.accelerator,
+            score=study_scores, make_recorder=recorder,
+        )  # fmt: skip
+    table = write_study(out, baseline=args.baseline, protocol=args.protocol)
+    print((out / "table.md").read_text(encoding="utf-8"))
+    print(f"{int(table['seeds'].min())} seeds each; scores and tables are in {out}")
+    return 0
+
+
 def add_derain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, nargs="+", help="photos, or folders of photos")
     parser.add_argument("--out", type=Path, help="file or folder (default: beside each photo, NAME_derained.EXT)")
@@ -210,9 +252,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 def run_data(args: argparse.Namespace) -> int:
     """Check a benchmark folder: which it is, whether it is complete, twins and leaks."""
     from ddsa_lab.data.check import check_folder
-    from ddsa_lab.evaluation.metrics import score
+    from ddsa_lab.evaluation.metrics import psnr
 
-    report = check_folder(args.folder, against=args.against, score=score)
+    report = check_folder(args.folder, against=args.against, score=psnr)
     print(report.text())
     return 0 if report.ok else 1
 
@@ -238,6 +280,7 @@ Run = Callable[[argparse.Namespace], int]
 COMMANDS: list[tuple[str, Add, Run]] = [
     ("demo", add_demo, run_demo),
     ("train", add_train, run_train),
+    ("study", add_study, run_study),
     ("derain", add_derain, run_derain),
     ("evaluate", add_evaluate, run_evaluate),
     ("data", add_data, run_data),

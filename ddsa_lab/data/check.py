@@ -104,14 +104,14 @@ class CheckReport:
 
 
 def check_folder(
-    folder: str | Path, against: str | Path | None = None, psnr: Psnr | None = None, progress: bool = True
+    folder: str | Path, against: str | Path | None = None, score: Psnr | None = None, progress: bool = True
 ) -> CheckReport:
     """Check a folder of rainy/clean pairs, and with `against` for scenes that a training folder has too.
 
     Args:
         folder: pairs in any layout that `find_pairs` knows.
         against: training folder: pairs (their clean photos count) or clean photos, nested folders included.
-        psnr: scores (rainy, clean, protocol) in dB, such as `ddsa_lab.evaluation.metrics.psnr`; None leaves
+        score: PSNR in dB of (rainy, clean, protocol): `ddsa_lab.evaluation.metrics.psnr`; None leaves
             the input's own PSNR out.
         progress: show progress bars with the time left.
 
@@ -124,7 +124,7 @@ def check_folder(
         scan.folder, scan.layout, len(scan.pairs),
         lonely_inputs=scan.lonely_inputs, lonely_targets=scan.lonely_targets,
     )  # fmt: skip
-    names, prints = _read_pairs(scan, report, psnr, progress)
+    names, prints = _read_pairs(scan, report, score, progress)
     total = len(scan.pairs) + len(scan.lonely_inputs)
     report.guesses = guess_benchmark(
         Path(folder) / scan.folder, total, report.sizes, report.psnr.get(PROTOCOLS[0])
@@ -146,9 +146,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def run(args: argparse.Namespace, psnr: Psnr | None = None) -> int:
+def run(args: argparse.Namespace, score: Psnr | None = None) -> int:
     """Print the report; return 0 if all is well and 1 if something is missing, damaged or leaking."""
-    report = check_folder(args.folder, args.against, psnr, progress=not args.quiet)
+    report = check_folder(args.folder, args.against, score, progress=not args.quiet)
     print(report.text())
     return 0 if report.ok else 1
 
@@ -163,11 +163,11 @@ def _bar(items: Sequence, title: str, progress: bool) -> Iterable:
 
 
 def _read_pairs(
-    scan: PairScan, report: CheckReport, psnr: Psnr | None, progress: bool
+    scan: PairScan, report: CheckReport, score: Psnr | None, progress: bool
 ) -> tuple[list[list[str]], list[Fingerprint]]:
     """Load every pair once; fill the report. Returns the clean photos: pair names of each, fingerprints."""
     sizes: Counter[tuple[int, int]] = Counter()
-    scores: dict[str, list[float]] = {protocol: [] for protocol in PROTOCOLS if psnr is not None}
+    scores: dict[str, list[float]] = {protocol: [] for protocol in PROTOCOLS if score is not None}
     names: dict[Path, list[str]] = {}
     prints: list[Fingerprint] = []
     for pair in _bar(scan.pairs, "pairs", progress):
@@ -184,7 +184,7 @@ def _read_pairs(
             report.identical.append(pair.name)
         else:
             for protocol, values in scores.items():
-                values.append(psnr(rainy, clean, protocol))
+                values.append(score(rainy, clean, protocol))
         if pair.target not in names:
             prints.append(fingerprint(clean))
         names.setdefault(pair.target, []).append(pair.name)

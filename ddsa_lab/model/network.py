@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from ddsa_lab.model.attention import MODES, ChannelAttention, keep_count
 from ddsa_lab.model.feedforward import FEED_FORWARDS, feed_forward
 from ddsa_lab.model.layers import ChannelNorm, Pointwise
 
+MAX_LEVELS = 8  # 128-fold smaller images; bounds what a file's settings can ask for
+MAX_FACTOR = 64.0
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -25,7 +29,8 @@ class NetworkConfig:
     """
 
     width: int = 48  # channels at full resolution; level i has width * 2**i
-    blocks: tuple[int, ...] = (4, 6, 6, 8)  # of each level; decoder as encoder, the last level is the latent one
+    # Of each level; the decoder has as many as the encoder, the last level is the latent one.
+    blocks: tuple[int, ...] = (4, 6, 6, 8)
     heads: tuple[int, ...] = (1, 2, 4, 8)
     refinement: int = 4  # full-resolution blocks after the decoder
     first: int = 0  # full-resolution blocks before level 1: released DDSA has as many as in refinement
@@ -38,18 +43,29 @@ class NetworkConfig:
         for name in ("blocks", "heads", "keep"):
             if isinstance(getattr(self, name), list):  # as JSON gives them
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.keep, tuple) and len(self.keep) == 1:
+            object.__setattr__(self, "keep", self.keep[0])
         choose("attention mode", self.mode, MODES)
         choose("feed-forward network", self.ffn, FEED_FORWARDS)
-        if not self.blocks or len(self.blocks) != len(self.heads):
-            raise LabError(f"blocks {self.blocks} and heads {self.heads} must have one entry for each level")
-        counts = {"width": self.width, "blocks": min(self.blocks), "heads": min(self.heads)}
-        if low := [name for name, value in counts.items() if value < 1]:
-            raise LabError(f"{low[0]} must be at least 1, found {getattr(self, low[0])}")
-        if self.refinement < 0 or self.first < 0 or int(self.ffn_factor * self.width) < 1:
-            raise LabError("refinement and first must not be negative, and ffn_factor * width must be at least 1")
+        _check_types(self)
+        if not 1 <= len(self.blocks) <= MAX_LEVELS or len(self.blocks) != len(self.heads):
+            found = f"{len(self.blocks)} and {len(self.heads)}"
+            raise LabError(
+                f"blocks and heads must have one entry for each of 1 to {MAX_LEVELS} levels, found {found}"
+            )
+        for name in ("width", "blocks", "heads", "refinement", "first"):
+            value, least = getattr(self, name), 0 if name in ("refinement", "first") else 1
+            if min(value if isinstance(value, tuple) else (value,)) < least:
+                raise LabError(f"{name} must be at least {least}, found {value}")
+        if not 0 < self.ffn_factor <= MAX_FACTOR or int(self.ffn_factor * self.width) < 1:
+            raise LabError(
+                f"ffn_factor must give a hidden channel and be at most {MAX_FACTOR}, found {self.ffn_factor}"
+            )
         for level, heads in enumerate(self.heads):
             if self.width * 2**level % heads:
-                raise LabError(f"heads {heads} at level {level + 1} do not divide its {self.width * 2**level} channels")
+                raise LabError(
+                    f"heads {heads} at level {level + 1} do not divide its {self.width * 2**level} channels"
+                )
         keeps = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         if len(keeps) not in (1, self.block_count):
             raise LabError(f"keep has {len(keeps)} values, but the network has {self.block_count} blocks")
@@ -72,7 +88,8 @@ class NetworkConfig:
     def stages(self) -> list[tuple[str, int, int, int, int]]:
         """(name, blocks, channels, heads, level) of each stage in forward order; level 0 is full resolution."""
         last = self.levels - 1
-        top = 2 * self.width if last else self.width  # the top decoder level joins two maps and stays that wide
+        # The top decoder level joins two maps and stays that wide.
+        top = 2 * self.width if last else self.width
         rows = [("first", self.first, self.width, self.heads[0], 0)]
         rows += [(f"encoder.{i}", self.blocks[i], self.width * 2**i, self.heads[i], i) for i in range(last)]
         rows += [("latent", self.blocks[last], self.width * 2**last, self.heads[last], last)]
@@ -93,6 +110,8 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "NetworkConfig":
         """A configuration from plain values, as `to_dict` gives them and JSON keeps them."""
+        if not isinstance(values, dict):
+            raise LabError(f"network settings are a table of names and values, found {type(values).__name__}")
         for name in values:
             choose("network setting", name, [field.name for field in dataclasses.fields(cls)])
         try:
@@ -104,13 +123,28 @@ class NetworkConfig:
         return dataclasses.asdict(self)
 
 
+def _check_types(config: NetworkConfig) -> None:
+    """Settings come from files too, where a width can be text or 16.5."""
+    for name in ("blocks", "heads"):
+        if not isinstance(getattr(config, name), tuple):
+            raise LabError(
+                f"{name} must be a tuple with a number for each level, found {getattr(config, name)!r}"
+            )
+    for name in ("width", "blocks", "heads", "refinement", "first", "ffn_factor", "keep"):
+        kinds, kind = ((int, float), "numbers") if name in ("ffn_factor", "keep") else (int, "whole numbers")
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not isinstance(number, kinds) or isinstance(number, bool):
+                raise LabError(f"{name} takes {kind}, found {reprlib.repr(number)}")
+
+
 # Own presets have widths and hidden widths that are multiples of 8, which vector units like.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tiny": dict(width=16, blocks=(1, 1, 1, 1), heads=(1, 2, 4, 8), refinement=0, ffn_factor=2.0),
-    "small": dict(width=32, blocks=(1, 2, 2, 2), heads=(1, 2, 4, 8), refinement=1, ffn_factor=2.0),
-    "idt_ddsa": dict(width=48, blocks=(4, 6, 6, 8), refinement=4, first=4, ffn="sefn", mode="dual", keep=0.7),
-    "restormer": dict(width=48, blocks=(4, 6, 6, 8), refinement=4, ffn="gdfn", mode="dense"),
-    "drsformer": dict(width=48, blocks=(4, 6, 6, 8), refinement=0, ffn="msfn", mode="multi"),
+    "tiny": {"width": 16, "blocks": (1, 1, 1, 1), "refinement": 0, "ffn_factor": 2.0},
+    "small": {"width": 32, "blocks": (1, 2, 2, 2), "refinement": 1, "ffn_factor": 2.0},
+    "idt_ddsa": {"refinement": 4, "first": 4},
+    "restormer": {"refinement": 4, "ffn": "gdfn", "mode": "dense"},
+    "drsformer": {"refinement": 0, "ffn": "msfn", "mode": "multi"},
 }
 
 
@@ -205,7 +239,9 @@ class DerainTransformer(nn.Module):
     def attention_layers(self) -> dict[str, ChannelAttention]:
         """Every attention layer by name ("encoder.0.0", stage and block), in forward order."""
         stages = {name: self.get_submodule(name) for name, *_ in self.built_with.stages()}
-        return {f"{name}.{i}": block.attention for name, stage in stages.items() for i, block in enumerate(stage)}
+        return {
+            f"{name}.{i}": block.attention for name, stage in stages.items() for i, block in enumerate(stage)
+        }
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]

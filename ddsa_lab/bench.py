@@ -49,7 +49,9 @@ class Result:
         return self.textbook / self.ours
 
 
-def bench(presets: list[str], quick: bool = False, repeats: int = 7, out: Path | None = None, device: str = "cpu") -> list[Result]:
+def bench(
+    presets: list[str], quick: bool = False, repeats: int = 7, out: Path | None = None, device: str = "cpu"
+) -> list[Result]:
     """Measure, print a table, and write bench.json and bench.png into `out` if given.
 
     Args:
@@ -81,7 +83,10 @@ def bench(presets: list[str], quick: bool = False, repeats: int = 7, out: Path |
                     flush=True,
                 )
     if out is not None:
-        write_json(out / "bench.json", {"machine": facts, "results": [asdict(r) | {"ratio": r.ratio} for r in results]})
+        write_json(
+            out / "bench.json",
+            {"machine": facts, "results": [asdict(r) | {"ratio": r.ratio} for r in results]},
+        )
         _draw(results, facts, out / "bench.png")
     return results
 
@@ -91,7 +96,9 @@ def machine(device: str) -> dict[str, str | int]:
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor)
+        processor = next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), processor
+        )
     where = torch.cuda.get_device_name() if device.startswith("cuda") else processor
     return {
         "device": where, "threads": torch.get_num_threads(), "cores": os.cpu_count() or 0, "torch": torch.__version__,
@@ -113,7 +120,9 @@ def _attention(name: str, config: NetworkConfig, repeats: int, device: str) -> l
     x = torch.rand(1, config.width, 256, 256, device=device)
     last = x.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        times = alternate({"ours": lambda: ours(last), "textbook": lambda: attention(theirs, x)}, repeats, device)
+        times = alternate(
+            {"ours": lambda: ours(last), "textbook": lambda: attention(theirs, x)}, repeats, device
+        )
     return [Result("attention", name, "256x256", **times)]
 
 
@@ -133,7 +142,9 @@ def _step_size(name: str, device: str) -> tuple[int, int]:
     return (8, 64) if name in ("tiny", "small") else (1, 64)
 
 
-def training_step(net: nn.Module, rainy: Tensor, clean: Tensor, autocast: torch.dtype | None = None) -> Callable[[], None]:
+def training_step(
+    net: nn.Module, rainy: Tensor, clean: Tensor, autocast: torch.dtype | None = None
+) -> Callable[[], None]:
     """A function that runs one step of AdamW on the L1 loss."""
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-6, fused=True)  # as the training loop does
 
@@ -157,7 +168,10 @@ def _training(name: str, config: NetworkConfig, repeats: int, device: str) -> li
         if "compile" in variant or "graphs" in variant:
             ours = torch.compile(ours, mode="reduce-overhead" if "graphs" in variant else "default")
         dtype = torch.bfloat16 if "bfloat16" in variant else None
-        steps = {"ours": training_step(ours, rainy, clean, dtype), "textbook": training_step(textbook, rainy, clean)}
+        steps = {
+            "ours": training_step(ours, rainy, clean, dtype),
+            "textbook": training_step(textbook, rainy, clean),
+        }
         label = "training step" + ("" if variant == "float32" else f" {variant}")
         results.append(Result(label, name, f"{batch}x{patch}x{patch}", **alternate(steps, repeats, device)))
     return results
@@ -189,10 +203,16 @@ def _memory(name: str, config: NetworkConfig, repeats: int, device: str) -> list
     peaks = {}
     for side in SIDES:
         settings = json.dumps([side, config.to_dict(), batch, patch, device])
-        command = [sys.executable, "-c", "from ddsa_lab.bench import peak_megabytes as p; import sys; print(p(sys.argv[1]))"]
+        command = [
+            sys.executable,
+            "-c",
+            "from ddsa_lab.bench import peak_megabytes as p; import sys; print(p(sys.argv[1]))",
+        ]
         run = subprocess.run([*command, settings], capture_output=True, text=True, check=False)
         if run.returncode:
-            raise LabError(f"the memory of {name} could not be measured: {run.stderr.strip().splitlines()[-1:]}")
+            raise LabError(
+                f"the memory of {name} could not be measured: {run.stderr.strip().splitlines()[-1:]}"
+            )
         peaks[side] = float(run.stdout.split()[-1])
     return [Result("training step, peak memory", name, f"{batch}x{patch}x{patch}", **peaks, unit="MB")]
 
@@ -230,7 +250,10 @@ def _draw(results: list[Result], facts: dict, path: Path) -> None:
         ax.bar_label(bars, [f"{r.ratio:.2f}x" for r in results], padding=3)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.invert_yaxis()
-        ax.set(xlabel="times better than the textbook form (time, or memory)", xlim=(0, 1.15 * max(r.ratio for r in results)))
+        ax.set(
+            xlabel="times better than the textbook form (time, or memory)",
+            xlim=(0, 1.15 * max(r.ratio for r in results)),
+        )
         ax.set_title(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}", fontsize=8)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=150)

@@ -48,7 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, add, run in COMMANDS:
         help_line = (run.__doc__ or "").strip().splitlines()[0]
         command = commands.add_parser(
-            name, help=help_line, description=help_line, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+            name,
+            help=help_line,
+            description=help_line,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         add(command)
         command.set_defaults(run=run)
@@ -85,7 +88,9 @@ def find_device(name: str) -> str:
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the results")
     parser.add_argument("--steps", type=int, help="training steps of each network (default: 300)")
-    parser.add_argument("--seconds", type=float, help="instead of steps: time to train all three, after a short trial")
+    parser.add_argument(
+        "--seconds", type=float, help="instead of steps: time to train all three, after a short trial"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, patches and rain")
     _device(parser)
 
@@ -100,14 +105,20 @@ def run_demo(args: argparse.Namespace) -> int:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
-    parser.add_argument("--preset", default="tiny", help="network: tiny, small, idt_ddsa, restormer, drsformer")
+    parser.add_argument(
+        "--preset", default="tiny", help="network: tiny, small, idt_ddsa, restormer, drsformer"
+    )
     parser.add_argument("--mode", help="attention: dense, sparse, dual or multi (default: the preset's)")
     parser.add_argument("--keep", type=float, help="share of keys that the sparse branch keeps, in (0, 1]")
     parser.add_argument("--ffn", help="feed-forward network: sefn, gdfn or msfn (default: the preset's)")
-    parser.add_argument("--from", dest="start_from", help="fine-tune these weights (shipped name or file) instead")
+    parser.add_argument(
+        "--from", dest="start_from", help="fine-tune these weights (shipped name or file) instead"
+    )
     parser.add_argument("--photos", help="folder of clean photos to put rain on (default: the bundled ones)")
     parser.add_argument("--pairs", help="folder of rainy/clean pairs, instead of synthetic rain")
-    parser.add_argument("--rain", default="light", help='preset: drizzle, light, heavy, storm, or several: "light+heavy"')
+    parser.add_argument(
+        "--rain", default="light", help='preset: drizzle, light, heavy, storm, or several: "light+heavy"'
+    )
     parser.add_argument("--steps", type=int, help="budget in steps (default: 500)")
     parser.add_argument("--seconds", type=float, help="or budget in seconds")
     parser.add_argument("--batch", type=int, default=8, help="patches a step, over all devices together")
@@ -117,7 +128,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed")
     parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long runs on a GPU")
     parser.add_argument("--workers", type=int, default=0, help="processes that make patches")
-    parser.add_argument("--validate-every", type=int, default=0, help="steps between validations (0: at the end)")
+    parser.add_argument(
+        "--validate-every", type=int, default=0, help="steps between validations (0: at the end)"
+    )
     parser.add_argument("--resume", action="store_true", help="go on where the run in --out was stopped")
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard events too")
     parser.add_argument("--devices", type=int, default=1, help="GPUs or processes on each machine")
@@ -149,10 +162,14 @@ def train_config(args: argparse.Namespace):
     from ddsa_lab.model.network import NetworkConfig
     from ddsa_lab.training.config import TrainConfig
 
-    changes = {name: getattr(args, name) for name in ("mode", "keep", "ffn") if getattr(args, name) is not None}
+    changes = {
+        name: getattr(args, name) for name in ("mode", "keep", "ffn") if getattr(args, name) is not None
+    }
     if args.start_from and changes:
         raise LabError(f"--from keeps the network of its weights: leave out --{next(iter(changes))}")
-    network = load(args.start_from).config if args.start_from else NetworkConfig.preset(args.preset, **changes)
+    network = (
+        load(args.start_from).config if args.start_from else NetworkConfig.preset(args.preset, **changes)
+    )
     steps = 500 if args.steps is None and args.seconds is None else args.steps
     return TrainConfig(
         network=network, rain=args.rain, photos=args.photos, pairs=args.pairs, start_from=args.start_from,
@@ -163,16 +180,28 @@ def train_config(args: argparse.Namespace):
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, help="JSON file (see studies/), or with --table the folder of a study")
-    parser.add_argument("--out", type=Path, help="folder of the study (default: runs/NAME_OF_THE_FILE); goes on there")
+    parser.add_argument(
+        "study", type=Path, help="JSON file (see studies/), or with --table the folder of a study"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder of the study (default: runs/NAME_OF_THE_FILE); goes on there"
+    )
     parser.add_argument("--photos", help="folder of clean photos to train on, instead of what the file says")
-    parser.add_argument("--held-out", help="folder of clean photos to score on, instead of what the file says")
-    parser.add_argument("--table", action="store_true", help="train nothing: rebuild the tables from the run folders")
+    parser.add_argument(
+        "--held-out", help="folder of clean photos to score on, instead of what the file says"
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="train nothing: rebuild the tables from the run folders"
+    )
     parser.add_argument("--baseline", help="variant that the others are compared with (default: dense)")
     parser.add_argument("--protocol", help="y_uint8 or rgb (default: y_uint8)")
-    parser.add_argument("--workers", type=int, default=1, help="processes on this machine, run after run each")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes on this machine, run after run each"
+    )
     parser.add_argument("--cluster", help="address of a dask scheduler whose workers share the folder")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs or processes that share each run's batches")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="GPUs or processes that share each run's batches"
+    )
     parser.add_argument("--nodes", type=int, default=1, help="machines that share each run's batches")
     parser.add_argument("--accelerator", default="auto", help="cpu, cuda or auto")
 
@@ -205,10 +234,14 @@ def run_study(args: argparse.Namespace) -> int:
 
 def add_derain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, nargs="+", help="photos, or folders of photos")
-    parser.add_argument("--out", type=Path, help="file or folder (default: beside each photo, NAME_derained.EXT)")
+    parser.add_argument(
+        "--out", type=Path, help="file or folder (default: beside each photo, NAME_derained.EXT)"
+    )
     _weights(parser)
     _device(parser)
-    parser.add_argument("--tile", type=int, help="side of the tiles in pixels; 0: whole image (default: by memory)")
+    parser.add_argument(
+        "--tile", type=int, help="side of the tiles in pixels; 0: whole image (default: by memory)"
+    )
     parser.add_argument("--overlap", type=int, default=32, help="pixels that tiles share")
     parser.add_argument("--overwrite", action="store_true", help="replace existing outputs")
 
@@ -226,10 +259,16 @@ def run_derain(args: argparse.Namespace) -> int:
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="benchmark folder of rainy/clean pairs")
     _weights(parser, many=True)
-    parser.add_argument("--protocol", nargs="+", default=["y_uint8", "rgb"], help="y_uint8, y_double, y_full, rgb")
+    parser.add_argument(
+        "--protocol", nargs="+", default=["y_uint8", "rgb"], help="y_uint8, y_double, y_full, rgb"
+    )
     parser.add_argument("--crop", help="score the top-left part only, as much published code does: 480x320")
-    parser.add_argument("--out", type=Path, help="folder for scores.csv, tables and strips; an interrupted run goes on")
-    parser.add_argument("--strips", type=int, default=3, help="worst and best images to save as strips in --out")
+    parser.add_argument(
+        "--out", type=Path, help="folder for scores.csv, tables and strips; an interrupted run goes on"
+    )
+    parser.add_argument(
+        "--strips", type=int, default=3, help="worst and best images to save as strips in --out"
+    )
     _device(parser)
 
 
@@ -244,9 +283,13 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["check"], help="check: what a folder of pairs holds, and what is wrong with it")
+    parser.add_argument(
+        "action", choices=["check"], help="check: what a folder of pairs holds, and what is wrong with it"
+    )
     parser.add_argument("folder", type=Path, help="folder of rainy/clean pairs")
-    parser.add_argument("--against", type=Path, help="folder of photos: names scenes that occur in both (leaks)")
+    parser.add_argument(
+        "--against", type=Path, help="folder of photos: names scenes that occur in both (leaks)"
+    )
 
 
 def run_data(args: argparse.Namespace) -> int:
@@ -260,7 +303,9 @@ def run_data(args: argparse.Namespace) -> int:
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="a minute's worth: tiny only, attention and network")
+    parser.add_argument(
+        "--quick", action="store_true", help="a minute's worth: tiny only, attention and network"
+    )
     parser.add_argument("--presets", nargs="+", default=["tiny", "idt_ddsa"], help="networks to measure")
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each, medians are reported")
     parser.add_argument("--out", type=Path, help="folder for bench.json and bench.png")

@@ -21,7 +21,11 @@ TRIAL = 12  # steps that measure the speed when a time is given; the first three
 
 
 def demo(
-    out: str | Path, steps: int | None = None, seconds: float | None = None, seed: int = 0, device: str = "cpu"
+    out: str | Path,
+    steps: int | None = None,
+    seconds: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
 ) -> "Any":
     """Train, compare and draw; returns the table of mean scores (pandas DataFrame).
 
@@ -49,9 +53,19 @@ def demo(
         raise LabError("give steps or seconds, not both")
     if (steps is not None and steps < 1) or (seconds is not None and seconds <= 0):
         raise LabError("steps and seconds must be positive")
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
-    print(f"Training three tiny networks on {name}: the same photos, rain, order and steps; only the attention differs.")
-    steps = _earlier_steps(out, seed) or steps or (STEPS if seconds is None else _affordable(seconds, seed, device))
+    name = (
+        torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"Training three tiny networks on {name}: the same photos, rain, order and steps; only the attention differs."
+    )
+    steps = (
+        _earlier_steps(out, seed)
+        or steps
+        or (STEPS if seconds is None else _affordable(seconds, seed, device))
+    )
     write_json(out / "demo.json", {"steps": steps, "seed": seed})
     results = {mode: _train(mode, steps, seed, device, out) for mode in MODES}
     models = {mode: result.model for mode, result in results.items()}
@@ -63,7 +77,9 @@ def demo(
         frame.to_csv(path, index=False)
     for mode, model in models.items():
         save(model, out / f"{mode}.safetensors", {"made_by": f"ddsa-lab demo, {steps} steps, seed {seed}"})
-    facts = _facts(results, table, steps, seed, name) | {"seconds_in_all": round(time.monotonic() - started, 1)}
+    facts = _facts(results, table, steps, seed, name) | {
+        "seconds_in_all": round(time.monotonic() - started, 1)
+    }
     write_json(out / "results.json", facts)
     _draw(out, pairs, models, results)
     _report(table, out, facts["seconds_in_all"])
@@ -98,7 +114,9 @@ def _train(mode: str, steps: int, seed: int, device: str, out: Path):
 
     folder = out / "training" / mode
     resume = (folder / "config.json").is_file()
-    return fit(_config(mode, seed, steps=steps), folder, resume=resume, label=f"{mode:>6}", accelerator=device)
+    return fit(
+        _config(mode, seed, steps=steps), folder, resume=resume, label=f"{mode:>6}", accelerator=device
+    )
 
 
 def _earlier_steps(out: Path, seed: int) -> int | None:
@@ -107,7 +125,9 @@ def _earlier_steps(out: Path, seed: int) -> int | None:
         earlier = json.loads((out / "demo.json").read_text())
     except (OSError, ValueError):
         return None
-    return earlier.get("steps") if earlier.get("seed") == seed and not (out / "results.json").exists() else None
+    return (
+        earlier.get("steps") if earlier.get("seed") == seed and not (out / "results.json").exists() else None
+    )
 
 
 def _affordable(seconds: float, seed: int, device: str) -> int:
@@ -119,7 +139,13 @@ def _affordable(seconds: float, seed: int, device: str) -> int:
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         config = _config("dual", seed, steps=TRIAL, log_every=1)
-        fit(config, folder, progress=False, accelerator=device, callbacks=[lambda _, row: times.append(row["seconds"])])
+        fit(
+            config,
+            folder,
+            progress=False,
+            accelerator=device,
+            callbacks=[lambda _, row: times.append(row["seconds"])],
+        )
     return max(20, int(seconds / len(MODES) * (TRIAL - 3) / (times[-1] - times[2])))
 
 
@@ -151,7 +177,11 @@ def _draw(out: Path, pairs: list, models: dict, results: dict) -> None:
     from ddsa_lab.viz.comparison import comparison
 
     rows = [
-        {"rainy": pair.rainy, **{mode: derain(model.cpu(), pair.rainy) for mode, model in models.items()}, "clean": pair.clean}
+        {
+            "rainy": pair.rainy,
+            **{mode: derain(model.cpu(), pair.rainy) for mode, model in models.items()},
+            "clean": pair.clean,
+        }
         for pair in pairs
     ]
     histories = {mode: result.history for mode, result in results.items()}
@@ -162,6 +192,8 @@ def _report(table, out: Path, seconds: float) -> None:
     from ddsa_lab.evaluation.tables import to_markdown
 
     shown = table[table["protocol"] == "rgb"][["model", "psnr", "ssim", "gain"]]
-    print(f"\nHeld-out photos under {RAIN} rain (protocol rgb: mean over {table['images'].iloc[0]} images):\n")
+    print(
+        f"\nHeld-out photos under {RAIN} rain (protocol rgb: mean over {table['images'].iloc[0]} images):\n"
+    )
     print(to_markdown(shown, {"psnr": ".2f", "ssim": ".4f", "gain": "+.2f"}))
     print(f"\n{seconds:.0f} s in all. Results, networks and {out / 'comparison.png'} are in {out}.")

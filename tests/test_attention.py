@@ -14,7 +14,9 @@ from tests import loops
 
 
 def logits(channels=8, heads=2, batch=2, seed=0):
-    return torch.randn(batch, heads, channels, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        batch, heads, channels, channels, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def layer(mode="dual", channels=8, heads=2, keep=0.7, seed=0):
@@ -30,7 +32,16 @@ def layer(mode="dual", channels=8, heads=2, keep=0.7, seed=0):
 
 @pytest.mark.parametrize(
     ("keep", "channels", "k"),
-    [(0.7, 90, 63), (0.7, 48, 33), (0.7, 96, 67), (0.7, 10, 7), (0.1, 4, 1), (1.0, 7, 7), (2 / 3, 96, 64), (1e-9, 50, 1)],
+    [
+        (0.7, 90, 63),
+        (0.7, 48, 33),
+        (0.7, 96, 67),
+        (0.7, 10, 7),
+        (0.1, 4, 1),
+        (1.0, 7, 7),
+        (2 / 3, 96, 64),
+        (1e-9, 50, 1),
+    ],
 )
 def test_keep_count(keep, channels, k):
     assert at.keep_count(keep, channels) == k
@@ -54,7 +65,13 @@ def branches_of(weights):
 
 
 @settings(max_examples=60, deadline=None)
-@given(channels=st.integers(1, 12), keep=st.floats(0.01, 1), mode=st.sampled_from(at.MODES), seed=st.integers(0, 99), scale=st.floats(0.01, 30))
+@given(
+    channels=st.integers(1, 12),
+    keep=st.floats(0.01, 1),
+    mode=st.sampled_from(at.MODES),
+    seed=st.integers(0, 99),
+    scale=st.floats(0.01, 30),
+)
 def test_fast_form_equals_loops(channels, keep, mode, seed, scale):
     z = scale * logits(channels, 1, 1, seed)
     weights = layer(mode, keep=keep, seed=seed).weights
@@ -135,7 +152,9 @@ def test_permuting_pixels_changes_no_logit():
 @pytest.mark.parametrize("mode", at.MODES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 1), (3, 3)])
 def test_size_one_edges(mode, shape):
-    made = layer(mode, channels=2, heads=2)  # one channel per head: attention is the identity times its weights
+    made = layer(
+        mode, channels=2, heads=2
+    )  # one channel per head: attention is the identity times its weights
     x = torch.randn(1, 2, *shape, dtype=torch.float64)
     y, weights = made(x, return_weights=True)
     total = sum(weight for weight, _ in branches_of(made.weights))
@@ -188,12 +207,21 @@ def test_bfloat16_around_it_keeps_logits_in_float32():
 
 @pytest.mark.parametrize(
     ("file", "mode", "heads"),
-    [("attention_dual", "dual", 2), ("attention_dual_onehead", "dual", 1), ("attention_multi_topk", "multi", 2), ("attention_dense", "dense", 2)],
+    [
+        ("attention_dual", "dual", 2),
+        ("attention_dual_onehead", "dual", 1),
+        ("attention_multi_topk", "multi", 2),
+        ("attention_dense", "dense", 2),
+    ],
 )
 def test_published_attention(golden, file, mode, heads):
     tensors = load_file(golden / f"{file}.safetensors")
-    parameters = {f"b.attn.{n.removeprefix('param.')}": t for n, t in tensors.items() if n.startswith("param.")}
+    parameters = {
+        f"b.attn.{n.removeprefix('param.')}": t for n, t in tensors.items() if n.startswith("param.")
+    }
     made = at.ChannelAttention(96, heads, mode)
-    made.load_state_dict({n.removeprefix("b.attention."): t for n, t in published_to_ours(parameters).items()})
+    made.load_state_dict(
+        {n.removeprefix("b.attention."): t for n, t in published_to_ours(parameters).items()}
+    )
     with torch.no_grad():
         torch.testing.assert_close(made(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)

@@ -239,10 +239,16 @@ def test_a_size_bomb_is_refused_by_its_header(tmp_path):
     assert Image.MAX_IMAGE_PIXELS is not None
 
 
-def test_a_photo_larger_than_pillows_own_limit_opens(tmp_path, monkeypatch):
-    save_image(torch.rand(3, 40, 50), tmp_path / "a.png")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp", ".gif"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_photo_larger_than_pillows_own_limit_opens(tmp_path, monkeypatch, suffix, bits):
+    photo = images.Photo(torch.rand(3, 40, 50), None, False, bits, "PNG")
+    if suffix == ".gif":
+        Image.fromarray(smooth(40, 50)).save(tmp_path / "a.gif")
+    else:
+        save_image(photo.pixels, tmp_path / f"a{suffix}", like=photo)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert load_image(tmp_path / "a.png").shape == (3, 40, 50)
+    assert load_image(tmp_path / f"a{suffix}").shape == (3, 40, 50)
 
 
 @pytest.mark.parametrize("content, sentence", [

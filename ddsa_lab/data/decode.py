@@ -102,7 +102,7 @@ def samples_of(image: Image.Image, path: Path, notes: list[str]) -> tuple[np.nda
     """
     icc = image.info.get("icc_profile") or None
     deep = is_deep(image)
-    samples = read_deep(image, path) if deep else None
+    samples = read_deep(image, path, opened) if deep else None
     if samples is not None:
         return samples, icc
     if deep:

@@ -3,6 +3,8 @@
 import struct
 import sys
 import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,15 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or _raw_mode(image)[-4:-1] == ";16" or set(bits) == {16}
 
 
-def read_deep(image: Image.Image, path: Path) -> np.ndarray | None:
+def read_deep(
+    image: Image.Image, path: Path, reopen: Callable[[Path], AbstractContextManager[Image.Image]]
+) -> np.ndarray | None:
     """Samples of a 16-bit colour or grey image.
 
     Args:
         image: opened by Pillow from `path`, not loaded.
         path: the file.
+        reopen: opens it once more in the same way.
 
     Returns:
         uint16 (H, W, C), C = 1 to 4, or None for a 16-bit kind that only 8 bits can be had of.
@@ -40,7 +45,7 @@ def read_deep(image: Image.Image, path: Path) -> np.ndarray | None:
         return np.ascontiguousarray(np.asarray(image)).view(">u2").astype(np.uint16)
     if mode[:-1] not in ("RGB;16", "RGBA;16"):
         return None
-    with Image.open(path) as again:
+    with reopen(path) as again:
         again.tile = [tile._replace(args=_swapped(tile.args)) for tile in again.tile]
         low = np.asarray(again)
     samples = np.asarray(image).astype(np.uint16)

@@ -97,7 +97,9 @@ class AttentionWeights(nn.Module):
     def mode(self, mode: str) -> None:
         choose("attention mode", mode, MODES)
         if (mode == "multi") != (self.built_as == "multi"):
-            raise LabError(f"a layer built as {self.built_as!r} cannot become {mode!r}: its branch weights differ in number")
+            raise LabError(
+                f"a layer built as {self.built_as!r} cannot become {mode!r}: its branch weights differ in number"
+            )
         self._mode = mode
 
     @property

@@ -98,4 +98,6 @@ FEED_FORWARDS = {"sefn": SEFN, "gdfn": GDFN, "msfn": MSFN}
 
 def feed_forward(name: str, channels: int, factor: float) -> nn.Module:
     """The feed-forward network `name` with int(factor * channels) hidden channels."""
-    return FEED_FORWARDS[choose("feed-forward network", name, FEED_FORWARDS)](channels, int(factor * channels))
+    return FEED_FORWARDS[choose("feed-forward network", name, FEED_FORWARDS)](
+        channels, int(factor * channels)
+    )

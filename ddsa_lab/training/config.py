@@ -37,16 +37,14 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 50  # steps of linear rise: Adam's second moments are unreliable in the first ones
     min_lr: float = 1e-6  # where the cosine ends (the released code's)
-    clip: float = (
-        1.0  # largest gradient norm, 0 = off. The released 0.01 turns AdamW's early steps into noise
-    )
+    # Largest gradient norm, 0 = off. The released 0.01 turns AdamW's early steps into noise.
+    clip: float = 1.0
     ema: float = 0.999  # decay of the averaged weights that are validated and saved, 0 = off
     dead_leaves: float = 0.2  # share of patches from procedural images, which never run out
     precision: str = "32-true"  # "bf16-mixed" pays on GPUs with tensor cores, not on most CPUs
     compile: bool = False  # torch.compile: 20 to 60 s before the first step, worth it in long GPU runs only
-    patch_schedule: tuple[
-        tuple[float, int, int], ...
-    ] = ()  # (share of budget, patch, batch): small patches first
+    # (share of budget, patch, batch) from which on it holds: small patches first.
+    patch_schedule: tuple[tuple[float, int, int], ...] = ()
     seed: int = 0  # initial weights, order and rain
     log_every: int = 10  # steps a row of metrics.csv averages over
     validate_every: int = 0  # steps; 0: once, at the end

@@ -14,7 +14,12 @@ ZOOM = 64  # side of the magnified square, pixels
 PANEL = 2.3  # inches
 
 
-def comparison(path: Path, rows: Sequence[Mapping[str, Tensor]], histories: Mapping[str, list[dict[str, Any]]], clean: str) -> None:
+def comparison(
+    path: Path,
+    rows: Sequence[Mapping[str, Tensor]],
+    histories: Mapping[str, list[dict[str, Any]]],
+    clean: str,
+) -> None:
     """Draw strips and curves into a PNG file.
 
     Args:
@@ -69,7 +74,12 @@ def _busiest(rain: Tensor) -> tuple[int, int]:
     best, corner = -1.0, (0, 0)
     for top in range(0, height // 2 - ZOOM, 8):
         for left in range(0, width - ZOOM, 8):
-            total = sums[top + ZOOM, left + ZOOM] - sums[top, left + ZOOM] - sums[top + ZOOM, left] + sums[top, left]
+            total = (
+                sums[top + ZOOM, left + ZOOM]
+                - sums[top, left + ZOOM]
+                - sums[top + ZOOM, left]
+                + sums[top, left]
+            )
             if total > best:
                 best, corner = float(total), (top, left)
     return corner

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsa_lab.errors import LabError

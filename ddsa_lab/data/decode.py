@@ -21,7 +21,8 @@ _ORIENTATION = 0x0112
 # TIFF's own tags (sizes, offsets, compression, profile), which it files with the EXIF ones.
 _TIFF_LAYOUT = {*range(254, 260), 262, 266, *range(273, 280), 284, 317, *range(320, 326), 338, 339, 347,
                 *range(529, 533), 700, 34675}  # fmt: skip
-_pillow_limit = threading.Lock()
+_lock = threading.Lock()
+_lifted: list[int | None] = []  # Pillow's limit, once for every photo that is being read
 
 
 def shown(path: str | Path) -> str:
@@ -42,18 +43,25 @@ def opened(path: Path) -> Iterator[Image.Image]:
     if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         register_heif(path)
         readers = ("HEIF",)
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Pillow warns of odd metadata; what matters becomes an error or a note
-        with _pillow_limit:  # our own limit, with our own sentence, stands in for Pillow's
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(path, formats=readers)
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-        with image:
+    with warnings.catch_warnings(), _pillow_limit_lifted():
+        warnings.simplefilter("ignore")  # of odd metadata; what matters becomes an error or a note
+        with Image.open(path, formats=readers) as image:
             yield image
+
+
+@contextlib.contextmanager
+def _pillow_limit_lifted() -> Iterator[None]:
+    """Pillow's size limit is global; ours, with its own sentence, stands in for it while a photo is read."""
+    with _lock:
+        _lifted.append(_lifted[0] if _lifted else Image.MAX_IMAGE_PIXELS)
+        Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        with _lock:
+            limit = _lifted.pop()
+            if not _lifted:  # another thread may still be reading
+                Image.MAX_IMAGE_PIXELS = limit
 
 
 def register_heif(path: Path) -> None:

@@ -100,6 +100,18 @@ def test_finished_rows_are_never_scored_again(tmp_path):
     assert (len(both), model.calls, more["n"].calls) == (5 * 3 * 2, 4 + 5, 5)
     fewer = evaluate_folder({"m": model}, PAIRS[:2], ("rgb",), out=out, progress=False)
     assert (len(fewer), model.calls) == (4, 9)
+    # What was left out this time is still known the next time.
+    whole = evaluate_folder(more, [*PAIRS, memory_pair("e")], ("rgb", "y_full"), out=out, progress=False)
+    assert (model.calls, more["n"].calls) == (9, 5)
+    pd.testing.assert_frame_equal(whole, both, check_exact=True)
+
+
+def test_a_scored_file_that_changes_is_noticed(tmp_path):
+    folder, out = save_folder(tmp_path / "set"), tmp_path / "scores.csv"
+    evaluate_folder({}, folder, out=out, progress=False)
+    Image.new("RGB", (26, 20)).save(folder / "input" / "2.png")
+    with pytest.raises(LabError, match="other content under the same name: pair 2"):
+        evaluate_folder({}, folder, out=out, progress=False)
 
 
 @pytest.mark.parametrize("cut", [1, 17, 60])

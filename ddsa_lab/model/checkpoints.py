@@ -105,7 +105,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Derain
     path = find_weights(name_or_path)
     metadata = read_metadata(path)
     tensors = read_tensors(path)
-    if "format" in metadata and "config" in metadata:
+    if "config" in metadata or "checksum" in metadata:
         config = _config_of(metadata, path)
     else:
         tensors = published_to_ours(tensors, path)
@@ -117,9 +117,10 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Derain
 
 
 def _config_of(metadata: dict[str, str], path: Path) -> NetworkConfig:
-    if metadata["format"] != FORMAT:
+    if metadata.get("format") != FORMAT or "config" not in metadata:
+        found = metadata.get("format", "none")[:40]
         raise LabError(
-            f"{shown(path)} has the format {metadata['format'][:40]!r}; this version reads {FORMAT!r}: update ddsa_lab"
+            f"{shown(path)} has the format {found!r}, not {FORMAT!r}: it is damaged, or newer than this version"
         )
     if "checksum" in metadata:
         # Read again as stored: `read_tensors` has made half precision float32.

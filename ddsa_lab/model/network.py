@@ -18,6 +18,7 @@ from ddsa_lab.model.layers import ChannelNorm, Pointwise
 
 MAX_LEVELS = 8  # 128-fold smaller images; bounds what a file's settings can ask for
 MAX_FACTOR = 64.0
+MAX_NUMBER = 1e9
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _check_types(config: NetworkConfig) -> None:
         kinds, kind = ((int, float), "numbers") if name in ("ffn_factor", "keep") else (int, "whole numbers")
         value = getattr(config, name)
         for number in value if isinstance(value, tuple) else (value,):
-            if not isinstance(number, kinds) or isinstance(number, bool):
+            if not isinstance(number, kinds) or isinstance(number, bool) or abs(number) > MAX_NUMBER:
                 raise LabError(f"{name} takes {kind}, found {reprlib.repr(number)}")
 
 

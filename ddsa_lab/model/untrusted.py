@@ -109,12 +109,15 @@ def _kind(path: Path) -> str:
         raise LabError(
             f"{shown(path)} has {size / 1e9:.1f} GB; checkpoints above {MAX_BYTES / 1e9:.1f} GB are refused"
         )
+    # First, since the header's length, which stands before the brace, can begin with any bytes.
+    if head[8:9] == b"{":
+        return "safetensors"
     if head.startswith(b"PK"):
         return "zip"
     if head.startswith(b"\x80"):
         return "pickle"
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
-        return "safetensors"
+    if path.suffix == ".safetensors":
+        raise LabError(f"{shown(path)} is damaged or no safetensors file: its header cannot be read")
     raise LabError(f"{shown(path)} is no checkpoint: neither safetensors nor a .pth that torch has saved")
 
 

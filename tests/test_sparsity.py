@@ -157,9 +157,9 @@ def test_random_logits_overlap_as_chance_says():
 def test_dead_keys_are_kept_by_no_query_of_any_image():
     first, second = masked(0, 1, 2, 3), masked(0, 1, 4, 5)
     first[0, 0, 0] = masked(0, 1, 2, 7)[0, 0, 0]  # one query of one image keeps key 7
-    table = sp.dead_keys(planted(first, second)).set_index("key")
+    table = sp.dead_keys(planted(first, second, second)).set_index("key")
     assert table.dead.tolist() == [False] * 6 + [True, False]
-    assert table.kept.tolist() == pytest.approx([1, 1, 1 / 2, 7 / 16, 1 / 2, 1 / 2, 0, 1 / 16])
+    assert table.kept.tolist() == pytest.approx([1, 1, 1 / 3, 7 / 24, 2 / 3, 2 / 3, 0, 1 / 24])
     assert table.never[7] == pytest.approx(7 / 8) and table.always.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 

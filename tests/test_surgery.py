@@ -218,6 +218,14 @@ def test_surgery_inside_surgery_has_the_say():
     assert torch.equal(outer["latent.0"].mask, expected["latent.0"].mask)
 
 
+def test_a_record_begun_before_surgery_sees_what_the_network_goes_on_with():
+    model = network()
+    expected, _ = recorded(model, select="random", seed=1)
+    with record(model) as rec, surgery(model, select="random", seed=1):
+        derain(model, photo())
+    assert torch.equal(rec["latent.0"][0].mask, expected["latent.0"].mask)
+
+
 def test_gradients_flow_through_controls():
     model = network()
     with surgery(model, select="random"):

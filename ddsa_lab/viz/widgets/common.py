@@ -83,12 +83,14 @@ class Explorer(widgets.VBox):
         self.heading = widgets.HTML(f'{CSS}<p class="ddsa-title">{html.escape(title)}</p>')
         self.status = widgets.HTML().add_class("ddsa-status")
         self.refresh = Newest(self._work)
+        self.refresh.held = 1  # until `assemble`
         self.seconds = 0.0  # the last update took
 
     def assemble(self, controls: list[widgets.Widget], pictures: list[widgets.Widget]) -> None:
         """Put the controls beside the pictures, and draw for the first time."""
         left, right = widgets.VBox(controls, layout=CONTROLS), widgets.VBox(pictures, layout=PICTURES)
         self.children = (self.heading, self.status, widgets.Box([left, right], layout=WRAP))
+        self.refresh.held = 0
         self.refresh()
 
     def update(self) -> str:

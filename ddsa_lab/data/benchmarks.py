@@ -39,7 +39,11 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
         ),
         "Rain200L": Benchmark({"train": 1800, "test": 200}, _BSDS_CROPPED, input_psnr=(21, 33)),
         "Rain200H": Benchmark({"train": 1800, "test": 200}, _BSDS_CROPPED, input_psnr=(8, 19)),
-        "Rain800": Benchmark({"train": 700, "test": 100}, other_names=("test100",), input_psnr=(15, 32)),
+        "Rain800": Benchmark(
+            {"train": 700, "test": 100, "test, the copy of 98": 98},
+            other_names=("test100",),
+            input_psnr=(15, 32),
+        ),
         "DID": Benchmark(
             {"train": 12000, "test": 1200},
             frozenset({(512, 512)}),

@@ -236,17 +236,15 @@ def peak_megabytes(settings: str) -> float:
 
 def _draw(results: list[Result], facts: dict, path: Path) -> None:
     """Bars of the ratios, ours against the textbook form."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    from ddsa_lab.viz.plots import STYLE
+    from ddsa_lab.viz.style import DOUBLE, MODE_STYLES, style
 
-    with matplotlib.rc_context():
-        matplotlib.style.use(str(STYLE))
-        figure = Figure(figsize=(7.16, 0.6 + 0.32 * len(results)), layout="constrained")
+    with style():
+        figure = Figure(figsize=(DOUBLE, 0.6 + 0.32 * len(results)), layout="constrained")
         ax = figure.subplots()
         labels = [f"{r.preset}, {r.what}, {r.size}" for r in results]
-        bars = ax.barh(labels, [r.ratio for r in results], color="#0072B2")
+        bars = ax.barh(labels, [r.ratio for r in results], color=MODE_STYLES["dense"]["color"])
         ax.bar_label(bars, [f"{r.ratio:.2f}x" for r in results], padding=3)
         ax.axvline(1, color="black", linewidth=0.8)
         ax.invert_yaxis()

@@ -1,0 +1,1 @@
+"""What the figures show: one function a figure, from a workbench to a finished drawing with its numbers."""

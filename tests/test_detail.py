@@ -92,6 +92,16 @@ def test_edges_of_a_step_are_its_two_columns():
     assert int(detail.edge_mask(grey(step), share=1.0).sum()) == 20  # flat pixels are never edges
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_edges_are_the_steepest_share_of_pixels(share):
+    noisy = blur(
+        torch.rand(3, 40, 50, generator=torch.Generator().manual_seed(0)), 1.0
+    )  # no two slopes are equal
+    mask, steepness = detail.edge_mask(noisy, share), detail.gradients(noisy).norm(dim=0)
+    assert int(mask.sum()) == pytest.approx(share * 2000, abs=1)
+    assert steepness[mask].min() > steepness[~mask].max()
+
+
 def test_edge_psnr_sees_only_edges(pair):
     step = torch.zeros(16, 40)
     step[:, 20:] = 0.5

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -388,6 +389,34 @@ def _kill_a_child(out: Path) -> None:
         ["pgrep", "-P", str(os.getpid()), "-f", "crew import member"], capture_output=True
     )
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+
+
+def _devices_member(rank: int, port: int, out: Path) -> None:
+    """One of two processes, as torchrun would start it."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    os.environ |= {"LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
+    quiet(study(seeds=[0]), out, devices=2, score=study_scores)
+
+
+@pytest.mark.slow
+def test_devices_share_the_runs_of_a_study(done, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    members = [
+        context.Process(target=_devices_member, args=(rank, port, tmp_path / "out")) for rank in range(2)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(300)
+    assert [member.exitcode for member in members] == [0, 0]
+    theirs = collect_runs(tmp_path / "out")
+    ours = collect_runs(done).query("seed == 0").reset_index(drop=True)
+    assert list(theirs["image"]) == list(ours["image"])
+    assert theirs["psnr"].to_numpy() == pytest.approx(ours["psnr"].to_numpy(), abs=0.05)
 
 
 @pytest.mark.slow

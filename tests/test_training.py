@@ -488,6 +488,14 @@ def test_variants_of_one_seed_start_equal(settings):
         assert all(torch.equal(first[name], other[name]) for name in shared)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile on CPU needs g++")
+def test_compiled_training_agrees(settings, whole, tmp_path):
+    compiled = quiet(dataclasses.replace(settings, compile=True), tmp_path / "run")
+    assert compiled.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-3)
+    assert list(compiled.model.state_dict()) == list(whole.model.state_dict())
+
+
 def test_compiler_is_asked_for_before_training(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("ddsa_lab.training.learner.shutil.which", lambda _name: None)
     with pytest.raises(LabError, match="compiler"):

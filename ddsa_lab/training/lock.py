@@ -1,6 +1,7 @@
 """One process a run folder: a lock that the system itself lets go of when its holder dies."""
 
 import os
+import threading
 from pathlib import Path
 
 from ddsa_lab.errors import LabError
@@ -11,7 +12,9 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-_held: set[Path] = set()  # record locks don't keep threads of one process apart
+# Record locks don't keep threads of one process apart, and closing a second handle would give the first one's up.
+_held: set[Path] = set()
+_one_at_a_time = threading.Lock()
 
 
 class RunLock:
@@ -43,8 +46,13 @@ class RunLock:
 
     def acquire(self) -> bool:
         """Take the lock if it is free, and say whether it was."""
-        if self.path in _held:
-            return False
+        with _one_at_a_time:
+            if self.path in _held or not self._lock():
+                return False
+            _held.add(self.path)
+            return True
+
+    def _lock(self) -> bool:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+")  # noqa: SIM115 - closing it gives the lock up
@@ -58,13 +66,13 @@ class RunLock:
         except OSError as error:
             self._file.close()
             raise LabError(f"cannot lock {self.path}: {error.strerror or error}; use another disk") from error
-        _held.add(self.path)
         return True
 
     def release(self) -> None:
         """Give the lock up."""
-        _held.discard(self.path)
-        self._file.close()
+        with _one_at_a_time:
+            self._file.close()
+            _held.discard(self.path)
 
 
 def _lock(handle: int) -> None:

@@ -320,6 +320,106 @@ def run_bench(args: argparse.Namespace) -> int:
     return 0
 
 
+def add_explore(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (this machine only by default)"
+    )
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8866, or a free one)")
+    parser.add_argument("--token", help="what the address must end with (default: a random one)")
+    parser.add_argument("--no-token", action="store_true", help="ask for no token, on this machine only")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+
+
+def run_explore(args: argparse.Namespace) -> int:
+    """Serve the explorers as a page without code."""
+    from ddsa_lab.viz.explore import explore
+
+    token = "" if args.no_token else args.token
+    return explore(args.host, args.port, token, browser=not args.no_browser)
+
+
+def add_lab(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", help="where the notebooks are (default: ./notebooks, else this folder)"
+    )
+    parser.add_argument("--port", type=int, help="port to listen on (default: 8888, or a free one)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address only")
+
+
+def run_lab(args: argparse.Namespace) -> int:
+    """Open the notebooks in JupyterLab."""
+    from ddsa_lab.viz.explore import lab
+
+    return lab(args.folder, args.port, browser=not args.no_browser)
+
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    _weights(parser)
+    parser.add_argument(
+        "--data", type=Path, help="folder of rainy/clean pairs (default: held-out photos under --rain)"
+    )
+    parser.add_argument("--rain", default="light", help="preset of synthetic rain, where no --data is given")
+    parser.add_argument(
+        "--keep", type=float, nargs="+", default=[0.1, 0.3, 0.5, 0.7, 0.9, 1.0], help="shares of keys"
+    )
+    parser.add_argument("--per-layer", action="store_true", help="change one layer at a time")
+    parser.add_argument("--mode", help="attention mode to switch to first (a dense network needs: sparse)")
+    parser.add_argument("--protocol", default="y_uint8", help="y_uint8, y_double, y_full or rgb")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/sweep"), help="folder for sweep.csv and sweep.png"
+    )
+    _device(parser)
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    """Draw PSNR and SSIM over the share of keys kept, beside random and weakest keys of the same number."""
+    from ddsa_lab.analysis.surgery import sweep
+    from ddsa_lab.data.datasets import held_out_pairs
+    from ddsa_lab.data.pairs import find_pairs
+    from ddsa_lab.data.rain import RainyPair
+    from ddsa_lab.evaluation.tables import write_csv
+    from ddsa_lab.model.checkpoints import load
+    from ddsa_lab.viz.sweep_picture import draw_sweep
+
+    model = load(args.weights, find_device(args.device))
+    if args.data:
+        loaded = [(pair.name, pair.load()) for pair in find_pairs(args.data)]
+        pairs = [(name, RainyPair(clean, rainy, None)) for name, (rainy, clean) in loaded]
+    else:
+        pairs = held_out_pairs(args.rain)
+    table = sweep(model, pairs, args.keep, per_layer=args.per_layer, mode=args.mode, protocol=args.protocol)
+    write_csv(table, args.out / "sweep.csv")
+    draw_sweep(table, args.out / "sweep.png")
+    print(
+        table.groupby(["layer", "select", "keep"], sort=False)[["psnr", "ssim"]].mean().round(3).to_string()
+    )
+    print(
+        f"{len(pairs)} images, protocol {args.protocol}: {args.out / 'sweep.csv'} and {args.out / 'sweep.png'}"
+    )
+    return 0
+
+
+def add_figures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "names", nargs="*", default=["all"], help="figures, or all; an unknown name lists them"
+    )
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder")
+    parser.add_argument(
+        "--history", type=Path, help="training run whose curves are drawn (default: the shipped one)"
+    )
+    _weights(parser)
+
+
+def run_figures(args: argparse.Namespace) -> int:
+    """Build the paper figures, each as PDF, PNG and JSON with every number drawn."""
+    from ddsa_lab.viz.figures import build
+
+    names = "all" if "all" in args.names else args.names
+    built = build(names, args.out, weights=args.weights, history=args.history)
+    print("\n".join(str(path) for path in built.paths))
+    return 0
+
+
 Add = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 COMMANDS: list[tuple[str, Add, Run]] = [
@@ -329,7 +429,11 @@ COMMANDS: list[tuple[str, Add, Run]] = [
     ("derain", add_derain, run_derain),
     ("evaluate", add_evaluate, run_evaluate),
     ("data", add_data, run_data),
+    ("sweep", add_sweep, run_sweep),
+    ("figures", add_figures, run_figures),
     ("bench", add_bench, run_bench),
+    ("explore", add_explore, run_explore),
+    ("lab", add_lab, run_lab),
 ]
 
 if __name__ == "__main__":

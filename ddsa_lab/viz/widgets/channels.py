@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TITLES = (
-    "logits",
+    "logits: query i, key j",
     "query q_i",
     "key k_j",
     "product q_i k_j",
@@ -113,8 +113,7 @@ class ChannelPanels:
             ax.set_title(name)
             ax.title.set_animated(moving)
             ax.spines[:].set_visible(False)
-        (self.mark,) = self.axes["logits"].plot([], [], color=ACCENT, linewidth=1.8, **still)
-        self.axes["logits"].set(xlabel="key j", ylabel="query i")
+        (self.mark,) = self.axes[TITLES[0]].plot([], [], color=ACCENT, linewidth=1.8, **still)
         self.sizes: tuple[Any, ...] = ()
 
     def show(self, view: ChannelView) -> bool:

@@ -14,6 +14,8 @@ from ddsa_lab.data.images import to_uint8
 from ddsa_lab.data.rain import RainyPair
 from ddsa_lab.errors import LabError
 from ddsa_lab.evaluation.metrics import score
+from ddsa_lab.model.checkpoints import shipped_weights
+from ddsa_lab.model.network import DerainTransformer
 from ddsa_lab.model.restore import derain
 from ddsa_lab.viz.widgets.common import Explorer, caption, menu, picture, png, slider
 from ddsa_lab.viz.widgets.scene import (
@@ -72,7 +74,7 @@ def restore_all(pair: RainyPair, networks: str, known: bool = True) -> Views:
     for mode in MODES:
         try:
             if networks == TRAINED:
-                restored[mode] = derain(network(f"{mode}-tiny"), pair.rainy)
+                restored[mode] = derain(trained(mode), pair.rainy)
             else:
                 with surgery(network("dual-tiny"), mode=mode) as model:
                     restored[mode] = derain(model, pair.rainy)
@@ -80,6 +82,18 @@ def restore_all(pair: RainyPair, networks: str, known: bool = True) -> Views:
             missing[mode] = str(error)
     scored = {"rainy": pair.rainy, **restored} if known else {}
     return Views(pair, restored, missing, {name: score(image, pair.clean) for name, image in scored.items()})
+
+
+def trained(mode: str) -> DerainTransformer:
+    """The shipped tiny network of a mode.
+
+    Raises:
+        LabError: it is not shipped.
+    """
+    name, shipped = f"{mode}-tiny", shipped_weights()
+    if name not in shipped:
+        raise LabError(f"the weights {name} are not shipped here (there are {', '.join(shipped)})")
+    return network(name)
 
 
 def window(height: int, width: int, state: WipeState) -> tuple[slice, slice]:
@@ -209,7 +223,7 @@ class SideBySide(Explorer):
         views = self.views
         text = f"{self.own.note}. " if self.photo.value == UPLOADED and self.own else ""
         if views.missing:
-            text += f"No {' and no '.join(views.missing)} network: {next(iter(views.missing.values()))}. "
+            text += f"Not shown: {'; '.join(views.missing.values())}. "
         if "rainy" in views.scores:
             text += f"The rainy picture itself: {views.scores['rainy']['psnr']:.2f} dB (luma)."
         return text
@@ -222,6 +236,7 @@ class SideBySide(Explorer):
         figure = Figure(figsize=(8.6, 3.3))
         for mode, ax in zip(MODES, figure.subplots(1, len(MODES))):
             ax.set(xticks=[], yticks=[], title=self.label(mode))
+            ax.spines[:].set_visible(False)
             if mode in self.views.restored:
                 ax.imshow(wiped(before, self.views.restored[mode], state))
         figure.suptitle(

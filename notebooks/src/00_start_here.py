@@ -26,11 +26,13 @@ except ModuleNotFoundError:  # a fresh machine, such as Colab: from this reposit
 
 # %%
 import torch
+from IPython.display import display
 
 from ddsa_lab import course
 from ddsa_lab.analysis.probe import record
 from ddsa_lab.analysis.surgery import surgery
 from ddsa_lab.course import nb00
+from ddsa_lab.viz.widgets import topk_microscope
 
 course.start()
 
@@ -57,7 +59,7 @@ course.show({"clean": pair.clean, "rainy": pair.rainy, "streaks (x 3)": 3 * pair
 model = lab.load("dual-tiny")
 restored = lab.derain(model, pair.rainy)
 course.show(
-    {"rainy": pair.rainy, "restored": restored, "error (x 5)": 5 * (restored - pair.clean).abs()},
+    {"rainy": pair.rainy, "restored": restored, "error (x 5)": 5 * (restored - pair.clean).abs().mean(0)},
     clean=pair.clean,
 )
 
@@ -130,7 +132,7 @@ for keep in (0.07, 0.2, 0.4, 0.7, 1.0):
 # Now with your own hands. With a running kernel you get sliders; the picture below them shows the same without one.
 
 # %%
-# MICROSCOPE
+display(topk_microscope(photo="coffee", rain="light", weights="dual-tiny"))
 
 # %% [markdown]
 # ## 5. Where it fails

@@ -179,15 +179,12 @@ class _Taker:
 
     def take_weights(self, module: nn.Module, inputs: tuple[Tensor], _output: Tensor) -> None:
         a, sparse = module.branches()
-        weights = module.branch.detach().tolist()
-        # Layers hold [a, b], whichever of them count; `multi` holds a b for each of its branches.
-        bs = weights if module.mode == "multi" else weights[1:]
         self.passes.append(
             LayerRecord(
                 **self.fixed,
                 logits=inputs[0].detach(),
-                a=None if a is None else weights[0],
-                branches=tuple((keep, b) for (keep, _), b in zip(sparse, bs)),
+                a=None if a is None else a.item(),
+                branches=tuple((keep, b.item()) for keep, b in sparse),
                 temperature=self.layer.temperature.detach().flatten().clone(),
                 marks=marks(self.layer),
                 forced=module.__dict__.get("forced_masks"),

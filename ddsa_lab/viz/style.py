@@ -26,8 +26,8 @@ MODE_STYLES: dict[str, dict[str, Any]] = {
 }
 SELECT_STYLES: dict[str, dict[str, Any]] = {
     "top": {"color": "#222222", "marker": "o", "linestyle": "-"},
-    "random": {"color": "#999999", "marker": "s", "linestyle": "--"},
-    "bottom": {"color": "#44AA99", "marker": "v", "linestyle": ":"},
+    "random": {"color": "#AAAAAA", "marker": "s", "linestyle": "--"},
+    "bottom": {"color": "#228877", "marker": "v", "linestyle": ":"},
 }
 INK, FAINT, ACCENT = "#222222", "#777777", "#BB5566"
 

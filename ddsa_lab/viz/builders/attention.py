@@ -77,8 +77,8 @@ def sparsity(bench: Workbench) -> Drawing:
     if (own["b"] != 0).any():
         axes[1].axhline(share, color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
         _note(axes[1], share, "if all keys were alike: $k / C$")
-    axes[0].set_ylim(top=1.0)
-    axes[0].legend(loc="upper left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     for ax, letter in zip(axes, "abc"):
         label_panel(ax, letter)
     drawn = ["layer", "depth", "head", "a", "b", "k", "channels", "effective_share", "kept_mass", "gain"]

@@ -50,7 +50,7 @@ class Workbench:
         self.weights = weights
         self.history = None if history is None else Path(history)
         self.used: dict[str, dict[str, Any]] = {"weights": {}, "photos": {}, "seeds": {}}
-        self._models: dict[str, DerainTransformer] = {}
+        self._models: dict[str, tuple[DerainTransformer, str]] = {}  # with the file's digest
         self._pairs: dict[tuple[Any, ...], RainyPair] = {}
         self._restored: dict[tuple[Any, ...], Tensor] = {}
 
@@ -73,9 +73,10 @@ class Workbench:
         name = name or self.name
         where = self.weights if name == self.name else name
         if name not in self._models:
-            self._models[name] = load(where)
-        self.used["weights"][name] = hashlib.sha256(find_weights(where).read_bytes()).hexdigest()[:16]
-        return self._models[name]
+            digest = hashlib.sha256(find_weights(where).read_bytes()).hexdigest()[:16]
+            self._models[name] = load(where), digest
+        model, self.used["weights"][name] = self._models[name]
+        return model
 
     def pair(self, photo: str, rain: str, size: int | None = None, seed: int = 0) -> RainyPair:
         """Return a held-out photo under rain, and note its licence and seed."""

@@ -26,7 +26,13 @@ _HOME = {
     "training.config": ["TrainConfig"],
     "training.loop": ["fit"],
     "evaluation.metrics": ["psnr", "score", "ssim"],
+    "training.study": ["run_study"],
     "evaluation.benchmark": ["evaluate_folder"],
+    "analysis.probe": ["record"],
+    "analysis.sparsity": ["dead_keys", "overlap_table", "sparsity_table"],
+    "analysis.surgery": ["surgery", "sweep"],
+    "analysis.attribution": ["attribute"],
+    "analysis.local_attribution": ["local_attribution"],
 }
 _WHERE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["LabError", "__version__", *sorted(_WHERE)]

@@ -155,9 +155,9 @@ class ChannelViewer(Explorer):
         self.i = slider(widgets.IntSlider, "query i", 0, 0, 0, 1)
         self.j = slider(widgets.IntSlider, "key j", 0, 0, 0, 1)
         self.facts = widgets.HTML()
-        self.input = picture("rainy input", pixelated=True, width=160)
+        self.input = picture(pixelated=True, width=160)
         self.caption = caption()
-        self.board = picture("logits, query, key, product, value, kept and dropped parts")
+        self.board = picture()
         self.rec: Record | None = None
         self._canvas: Canvas | None = None
         for control in (self.photo, self.rain, self.weights, self.layer):

@@ -28,12 +28,13 @@ CSS = """<style>
 .ddsa-picture img, img.ddsa-picture {max-width: 100%; height: auto; object-fit: contain}
 .ddsa-pixels img, img.ddsa-pixels {image-rendering: pixelated}
 .ddsa-title {font-size: 1.15em; font-weight: 600; margin: 0}
-.ddsa-status {min-height: 1.4em; line-height: 1.35}
+.ddsa-status .widget-html-content, .ddsa-caption .widget-html-content {line-height: 1.35}
+.ddsa-status {min-height: 1.5em}
 .ddsa-status .bad {color: #8a1c1c; background: #fdeceb; padding: 2px 6px; border-left: 4px solid #8a1c1c; display: inline-block}
 .ddsa-numbers table {border-collapse: collapse; line-height: 1.3}
 .ddsa-numbers td {padding: 0 10px 0 0; vertical-align: baseline; white-space: nowrap}
 .ddsa-numbers td.n {font-variant-numeric: tabular-nums; font-weight: 600}
-.ddsa-caption {font-size: 0.92em; line-height: 1.25; text-align: center}
+.ddsa-caption {font-size: 0.92em; text-align: center; height: auto}
 </style>"""
 
 
@@ -183,7 +184,7 @@ class Canvas:
         return png(np.asarray(self.canvas.buffer_rgba())[..., :3])
 
 
-def picture(alt: str, width: int | None = None, pixelated: bool = False) -> widgets.Image:
+def picture(width: int | None = None, pixelated: bool = False) -> widgets.Image:
     """An empty picture that shrinks with the page."""
     image = widgets.Image(
         format="png", layout=widgets.Layout(width=f"{width}px" if width else "auto", max_width="100%")
@@ -191,7 +192,6 @@ def picture(alt: str, width: int | None = None, pixelated: bool = False) -> widg
     image.add_class("ddsa-picture")
     if pixelated:
         image.add_class("ddsa-pixels")
-    image.tooltip = alt
     return image
 
 

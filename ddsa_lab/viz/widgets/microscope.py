@@ -113,9 +113,9 @@ class MicroscopeView:
         entry, place = self.entry, (0, self.state.head, self.state.row)
         kept = int(entry.mask[place].sum())
         return [
-            ("keys kept", f"k = {kept} of {entry.channels}"),
-            ("their dense weight", f"m = {float(entry.mass[place]):.4f}"),
-            ("gain of kept keys", f"g = 1 + b/(a m) = {float(entry.gain[place]):.3f}"),
+            ("k, keys kept", f"{kept} of {entry.channels}"),
+            ("m, their dense weight", f"{float(entry.mass[place]):.4f}"),
+            ("g = 1 + b/(a m), their gain", f"{float(entry.gain[place]):.3f}"),
             ("PSNR (luma)", f"{self.scores['psnr']:.2f} dB"),
             ("SSIM (luma)", f"{self.scores['ssim']:.4f}"),
         ]
@@ -186,9 +186,9 @@ class TopkMicroscope(Explorer):
         self.sort = widgets.Checkbox(description="sort keys by logit", indent=False)
         self.reset = widgets.Button(description="as trained", tooltip="keep, a and b as the network has them")
         self.facts = widgets.HTML()
-        self.pictures = [picture(name, pixelated=True) for name in ("rainy", "restored", "clean", "error")]
+        self.pictures = [picture(pixelated=True) for _ in range(4)]
         self.captions = [caption() for _ in self.pictures]
-        self.board = picture("attention: logits, kept keys, dense, sparse and fused weights")
+        self.board = picture()
         self.subject: Subject | None = None
         self.view: MicroscopeView | None = None
         self._canvas: Canvas | None = None
@@ -327,7 +327,7 @@ def static_figure(subject: Subject, view: MicroscopeView, by_logit: bool = False
     show_image(subject.pair.clean, clean, "clean")
     error.imshow(error_picture(view.restored, subject.pair.clean))
     error.set(xticks=[], yticks=[], title=f"|restored - clean| x {ERROR_GAIN}")
-    state, facts = view.state, ", ".join(value for _, value in view.facts()[:3])
+    state, facts = view.state, ", ".join(f"{name[0]} {value}" for name, value in view.facts()[:3])
     above.suptitle(
         f"{state.layer}, head {state.head}, row {state.row}: keep {state.keep:.2f}, a {state.a:.2f}, b {state.b:.2f}: {facts}"
     )

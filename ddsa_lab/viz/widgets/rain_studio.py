@@ -133,9 +133,9 @@ class RainStudio(Explorer):
         }
         self.layers: list[RainLayer] = []
         self.view: RainView | None = None
-        self.pictures = [picture(name) for name in ("clean", "streaks", "rainy")]
+        self.pictures = [picture() for _ in range(3)]
         self.captions = [caption() for _ in self.pictures]
-        self.histogram = picture("histogram of grey levels, clean and rainy")
+        self.histogram = picture()
         self.facts = widgets.HTML()
         self._canvas: Canvas | None = None
         self._listen()

@@ -150,7 +150,7 @@ class SideBySide(Explorer):
         self.upload = PhotoUpload()
         self.own: Uploaded | None = None
         self.views: Views | None = None
-        self.pictures = {mode: picture(f"{mode} attention", pixelated=True) for mode in MODES}
+        self.pictures = {mode: picture(pixelated=True) for mode in MODES}
         self.captions = {mode: caption() for mode in MODES}
         for control in (self.photo, self.rain, self.networks):
             control.observe(self._new_views, "value")

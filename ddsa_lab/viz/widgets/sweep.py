@@ -113,7 +113,7 @@ class SweepExplorer(Explorer):
             layout=widgets.Layout(width="98%"),
         )
         self.plot = ClickPicture(alt="PSNR over keep for each layer; the ring is the point chosen")
-        self.pictures = [picture(name, pixelated=True) for name in ("as trained", "this point", "difference")]
+        self.pictures = [picture(pixelated=True) for _ in range(3)]
         self.captions = [caption() for _ in self.pictures]
         self.points: dict[SweepState, float] = {}
         self.subject: Subject | None = None

@@ -151,9 +151,9 @@ class TrainingTheatre(Explorer):
             for name in ("start", "pause", "stop", "clear")
         )
         self.bar = widgets.IntProgress(description="step", layout=widgets.Layout(width="98%"))
-        self.pictures = [picture(name, pixelated=True) for name in ("rainy", "restored now", "clean")]
+        self.pictures = [picture(pixelated=True) for _ in range(3)]
         self.captions = [caption() for _ in self.pictures]
-        self.curves = picture("loss and PSNR over steps")
+        self.curves = picture()
         self.training: Training | None = None
         self.stages: list[tuple[str, Stage]] = []
         self.start.on_click(self._start)

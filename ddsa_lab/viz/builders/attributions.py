@@ -68,4 +68,4 @@ def _below(found: Attribution, row: dict) -> str:
         return f"{first}\ngap {found.gap:.1%}, diffusion {row['diffusion_index']:.0f}"
     if found.method == "integrated_gradients":
         return f"{first}\ncompleteness gap {found.gap:.1%}"
-    return f"{first}\ngap {found.gap:.0%} (completeness not promised)"
+    return f"{first}\ngap {found.gap:.0%} (none is promised)"

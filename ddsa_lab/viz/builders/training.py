@@ -19,7 +19,9 @@ SHIPPED = "history.csv"
 def training(bench: Workbench) -> Drawing:
     """Draw training and validation PSNR, and the branch weights a and b of every layer, over training steps."""
     history = find_history(bench.history)
-    curves = {name: _wide(rows) for name, rows in history.groupby("network", sort=False)}
+    # A run that shows only its branch weights, beside others, has no curve of its own.
+    scored = history[history.groupby("network")["quantity"].transform(lambda found: found.eq("psnr").any())]
+    curves = {name: _wide(rows) for name, rows in scored.groupby("network", sort=False)}
     weights = history[(history["quantity"].isin(("a", "b"))) & history["network"].str.startswith("dual")]
     figure, axes = subplots((DOUBLE, 2.4), 1, 3 if len(weights) else 2)
     training_curves(curves, axes[0])
@@ -120,4 +122,11 @@ def _branches(weights: "DataFrame", ax) -> None:
     ax.plot([], [], color="black", linestyle="--", label="$b$ (sparse)")
     ax.set(xlabel="training step", ylabel="branch weight")
     ax.grid(axis="y", visible=True)
-    ax.legend(fontsize=5.5, ncols=2, handlelength=1.6, columnspacing=0.8)
+    ax.legend(
+        fontsize=5.5,
+        ncols=3,
+        handlelength=1.4,
+        columnspacing=0.8,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.1),
+    )

@@ -274,6 +274,7 @@ class TestFit:
         asked = iter([False] * 9 + [True])
         part = quiet(settings, tmp_path / "part", should_stop=lambda: next(asked))
         assert (part.steps, part.finished) == (10, False)
+        assert RunFolder(part.out).read_state()["step"] == 10
         assert_same_run(whole, quiet(settings, tmp_path / "part", resume=True))
 
     def test_interrupt_writes_a_checkpoint_and_restores_handlers(self, settings, tmp_path):

@@ -139,7 +139,11 @@ def sparsity_over_depth(
 
 
 def sweep_curves(
-    table: "DataFrame", ax: "Axes", trained_at: float | None = None, ylabel: str = "PSNR (dB)"
+    table: "DataFrame",
+    ax: "Axes",
+    trained_at: float | None = None,
+    ylabel: str = "PSNR (dB)",
+    legend: bool = True,
 ) -> "Axes":
     """Draw a score over the share of keys kept, one line for each way of choosing them, with intervals.
 
@@ -160,7 +164,8 @@ def sweep_curves(
         )  # fmt: skip
     ax.set(xlabel="share of keys kept", ylabel=ylabel, xlim=(0, 1.02))
     ax.grid(axis="y", visible=True)
-    ax.legend()
+    if legend:
+        ax.legend()
     return ax
 
 

@@ -29,9 +29,9 @@ def sweep(bench: Workbench) -> Drawing:
     before = run_sweep(model, pairs, (trained,), ("top",), **common).set_index("image")["psnr"]
     together = run_sweep(model, pairs, KEEPS, draws=2, **common)
     alone = run_sweep(model, pairs, (ONE_LAYER_KEEP,), per_layer=True, **common)
-    figure, axes = subplots((DOUBLE, 2.6), 1, 2, width_ratios=(1, 1.05))
+    figure, axes = subplots((DOUBLE, 2.75), 1, 2, width_ratios=(1, 1.05))
     curves = changes(together, before, ["keep", "select"])
-    sweep_curves(curves, axes[0], trained, "change of PSNR (dB)")
+    sweep_curves(curves, axes[0], trained, "change of PSNR (dB)", legend=False)
     axes[0].set_title("all layers")
     layers = changes(alone, before, ["layer", "select"])
     _dots(layers, axes[1])
@@ -39,6 +39,8 @@ def sweep(bench: Workbench) -> Drawing:
     for ax, letter in zip(axes, "ab"):
         label_panel(ax, letter)
         ax.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     numbers = {"unchanged_psnr": float(before.mean()), "all_layers": curves, "one_layer": layers}
     settings = {
         "network": bench.name, "photos": HELD_OUT, "rain": rain, "size": size, "rain_seeds": seeds,

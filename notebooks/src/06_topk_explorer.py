@@ -118,9 +118,9 @@ assert means.loc[1.0].max() - means.loc[1.0].min() < 1e-3  # every key is kept, 
 # >
 # > **Released code:** k is a constant of the code; it is the same in training and in use, and no control with other keys is run.
 # >
-# > **Measured here:** the strongest keys are the right ones to keep: with few keys they beat random ones, and the weakest are worst by far. But
-# > notebook 05 found the dense rows nearly flat, so "weakest" is not worst because those keys carry little weight; it is worst because the network was
-# > trained to get *these* keys amplified, and now others are.
+# > **Measured here:** with few keys the strongest beat random ones, and the weakest are worst. Notebook 05 found the dense rows nearly flat, so
+# > the weakest keys carry almost as much weight as the strongest. A likely reason for the large difference all the same: the network was trained with
+# > *these* keys amplified, and every later layer counts on it.
 #
 # ## 4. One layer at a time
 #

@@ -102,7 +102,7 @@ plt.show()
 # *Where each method finds the reasons (absolute contributions), over the photo in grey. The box is the window that is explained.*
 #
 # The **completeness gap** says what part of the change a map leaves unexplained. Integrated gradients approach 0 with more steps; the other two
-# promise nothing, and their gaps show it. For networks with top-k there is a catch: the kept keys jump along the path, and no gradient sees a jump. So
+# promise nothing. (Gradient x input comes close where a network is nearly linear in its input.) For networks with top-k there is a catch: the kept keys jump along the path, and no gradient sees a jump. So
 # `attribute` holds the keys that the image itself kept, and reports what their choice is worth:
 
 # %%
@@ -173,8 +173,18 @@ print({name: f"{share:.0%} of the heat inside the window" for name, share in wit
 assert within["brightness"] > within["rain removed"]
 
 # %% [markdown]
-# Ask for brightness and you learn that the output looks like the input. Ask for the rain removed, and the copy cancels. **The question is half of the
-# explanation.**
+# Ask for brightness and you learn that the output looks like the input. Ask for the rain removed, and the copy cancels. The streak score tells the two
+# questions apart as well:
+
+# %%
+ratios = {
+    name: share_inside(found.heat, pair.streaks, window=near)["ratio"] for name, found in answers.items()
+}
+print({name: round(ratio, 2) for name, ratio in ratios.items()})
+assert ratios["rain removed"] > ratios["brightness"]
+
+# %% [markdown]
+# The map of brightness hardly prefers streaks, that of the rain removed does. **The question is half of the explanation.**
 #
 # ## 5. Local attribution: how far does it look?
 #

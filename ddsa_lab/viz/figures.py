@@ -173,7 +173,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(f"{value:.6g}") if np.isfinite(value) else None if np.isnan(value) else str(value)
-    if hasattr(value, "to_dict"):  # a data frame; a long one by columns, which takes a third of the room
+    if hasattr(value, "columns"):  # a data frame; a long one by columns, which takes a third of the room
         return plain(value.to_dict("records" if len(value) <= 30 else "list"))
     if hasattr(value, "items"):
         return {str(key): plain(one) for key, one in value.items()}

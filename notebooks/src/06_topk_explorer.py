@@ -149,7 +149,8 @@ assert together < 0 and loss.top.min() < loss.top.max()
 
 # %%
 explorer = sweep_explorer(photo="coffee", rain="light", weights="dual-tiny")
-measured = [None for _ in course.fast(explorer.waiting, ())]  # all points now, for the still picture
+if course.fast(True, False):
+    explorer.finish()  # all points now, for the still picture
 display(explorer)
 
 # %% [markdown]

@@ -102,8 +102,8 @@ plt.show()
 # *Where each method finds the reasons (absolute contributions), over the photo in grey. The box is the window that is explained.*
 #
 # The **completeness gap** says what part of the change a map leaves unexplained. Integrated gradients approach 0 with more steps; the other two
-# promise nothing. (Gradient x input comes close where a network is nearly linear in its input.) For networks with top-k there is a catch: the kept keys jump along the path, and no gradient sees a jump. So
-# `attribute` holds the keys that the image itself kept, and reports what their choice is worth:
+# promise nothing. (Gradient x input comes close where a network is nearly linear in its input.) For networks with top-k there is a catch: the kept keys
+# jump along the path, and no gradient sees a jump. So `attribute` holds the keys that the image itself kept, and reports what their choice is worth:
 
 # %%
 paths = maps["integrated gradients"]

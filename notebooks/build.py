@@ -84,7 +84,7 @@ def execute(notebook, fast: bool) -> float:
         resources={"metadata": {"path": str(HERE)}},
         store_widget_state=False,  # a widget without its kernel shows nothing; its static twin does
     )
-    environment = {**os.environ, **THREADS, "DDSA_LAB_FAST": "1" if fast else "0"}
+    environment = {**THREADS, **os.environ, "DDSA_LAB_FAST": "1" if fast else "0"}
     environment.pop("MPLBACKEND", None)  # the kernel's own draws into the notebook
     started = time.monotonic()
     client.execute(env=environment)

@@ -1,8 +1,18 @@
-"""Small instruments of the course: multiply-adds counted while a network runs, and channels that look like the rain."""
+"""Small instruments of the course: counted multiply-adds, channels that look like the rain, scores as a table."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+
+from ddsa_lab.data.rain import RainyPair
+from ddsa_lab.evaluation.metrics import psnr
+from ddsa_lab.model.restore import derain
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def measured_macs(model: nn.Module, height: int, width: int) -> dict[str, int]:
@@ -43,3 +53,27 @@ def rainiest_channel(features: Tensor, streaks: Tensor) -> tuple[int, float, Ten
     image = features[best] * correlation[best].sign()
     low, high = image.quantile(0.005), image.quantile(0.995)
     return best, float(correlation[best]), ((image - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+
+
+def held_out_scores(
+    models: Mapping[tuple[str, int], nn.Module], pairs: Sequence[tuple[str, RainyPair]], protocol: str = "rgb"
+) -> "DataFrame":
+    """Score trained networks on named pairs: columns model, seed, image, psnr.
+
+    Args:
+        models: network by (name, seed of its training).
+        pairs: from `held_out_pairs`.
+        protocol: see `ddsa_lab.evaluation.metrics.PROTOCOLS`.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "model": model,
+            "seed": seed,
+            "image": image,
+            "psnr": psnr(derain(net, pair.rainy), pair.clean, protocol),
+        }
+        for (model, seed), net in models.items()
+        for image, pair in pairs
+    )

@@ -79,7 +79,7 @@ def check_growth(answer: Any) -> str:
     macs, parameters, matrix = (number(value, "each factor") for value in answer)
     if abs(macs - 4) > 0.05:
         raise ExerciseError(
-            f"multiply-adds do not grow by {macs:g}: nearly all are counted for each pixel, and pixels grow by ..."
+            f"multiply-adds do not grow by {macs:g}: nearly all are counted for each pixel, so how many times more pixels are there?"
         )
     if parameters != 1:
         raise ExerciseError(

@@ -102,7 +102,7 @@ with torch.inference_mode():
     assert torch.allclose(by_hand, ffn(x), atol=1e-5)
 
 # %% [markdown]
-# Six lines, and the network's own output to five digits. (The package never makes the concatenation: a product with three stacked parts is the sum of three products.)
+# Five lines of arithmetic, and the network's own output to five digits. (The package never makes the concatenation: a product with three stacked parts is the sum of three products.)
 #
 # **The gate** looks at two numbers of each pixel, the largest and the mean of its channels, through a 3 x 3 filter, and ends in a number from 0 to 1. What has it learned?
 
@@ -279,7 +279,8 @@ print(0.7 * 90, "so int() gives", int(0.7 * 90), "and the released int(7 * 90 / 
 # %%
 careless = copy.deepcopy(model).train()
 before = careless.encoder[0][0].ffn.gate.norm.running_mean.clone()
-in_training_mode = lab.derain(careless, pair.rainy)
+with torch.no_grad():
+    in_training_mode = careless(pair.rainy[None])[0].clamp(0, 1)
 after = careless.encoder[0][0].ffn.gate.norm.running_mean
 print(
     f"eval mode {lab.psnr(restored, pair.clean):.2f} dB, training mode {lab.psnr(in_training_mode, pair.clean):.2f} dB"
@@ -289,7 +290,7 @@ assert not torch.equal(in_training_mode, restored) and not torch.equal(before, a
 
 # %% [markdown]
 # Both. A forgotten `eval()` is a quiet bug: nothing crashes, the result merely depends on what else is in the batch, and every photo leaves a trace in the weights.
-# (`lab.load` returns networks in evaluation mode.)
+# (`lab.derain` switches to evaluation mode for its own run, whatever it is given. Calling the network yourself, as here, does not.)
 #
 # **A tile changes the attention.** Large photos are processed in tiles to save memory. A convolution does not care, away from the borders. Attention does: its similarities are
 # sums over *all* pixels that it is shown.

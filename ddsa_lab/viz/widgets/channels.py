@@ -74,7 +74,9 @@ class ChannelView:
         """Names and values for the table."""
         entry, dropped = self.entry, float(self.parts.dropped_share[0, self.channel])
         return [
-            ("logit z_ij", f"{entry.logit:+.3f} = {entry.temperature:.3f} x sum of the product"),
+            ("sum of the product", f"{float(entry.product.sum()):+.4f}"),
+            ("times temperature", f"{entry.temperature:.4f}"),
+            ("is the logit z_ij", f"{entry.logit:+.4f}"),
             ("dense weight", f"{entry.dense:.4f}"),
             ("fused weight", f"{entry.fused:.4f}"),
             ("this key is", "kept" if entry.kept else "dropped"),
@@ -223,7 +225,7 @@ class ChannelViewer(Explorer):
         ChannelPanels(figure, moving=False).show(self.view)
         state = self.view.state
         figure.suptitle(
-            f"{state.layer}, head {state.head}, query {state.i}, key {state.j} ({self.view.facts()[3][1]})"
+            f"{state.layer}, head {state.head}, query {state.i}, key {state.j} ({self.view.facts()[5][1]})"
         )
         return figure
 
@@ -233,7 +235,7 @@ def new_board() -> tuple[Canvas, ChannelPanels]:
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(8.6, 4.6), dpi=100)
+        figure = Figure(figsize=(6.6, 3.6), dpi=130)
         return Canvas(figure), ChannelPanels(figure, moving=True)
 
 

@@ -4,8 +4,10 @@ An explorer is a state (frozen dataclass), a pure function from the state to arr
 Every change of a control goes through `Newest`, which never does the same work twice nor queues it.
 """
 
+import asyncio
 import html
 import io
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -48,18 +50,26 @@ class Newest:
 
     def __init__(self, work: Callable[[], None]):
         self.work, self.asked, self.done, self.busy, self.held = work, 0, 0, False, 0
+        self._lock = threading.Lock()  # a training asks from its own thread
 
     def __call__(self, *_change: Any) -> None:
-        self.asked += 1
-        if self.busy or self.held:
-            return
-        self.busy = True
+        with self._lock:
+            self.asked += 1
+            if self.busy or self.held:
+                return
+            self.busy = True
         try:
-            while self.done != self.asked:
-                self.done = self.asked
+            while self._is_behind():
                 self.work()
-        finally:
+        except BaseException:
             self.busy = False
+            raise
+
+    def _is_behind(self) -> bool:
+        with self._lock:
+            self.busy = self.done != self.asked
+            self.done = self.asked
+            return self.busy
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -133,6 +143,14 @@ class Explorer(widgets.VBox):
         if self.attempt(lambda: with_picture.append(self.picture())):
             bundle["image/png"] = with_picture[0]
         return bundle
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The kernel's event loop, or None where none is running (a script, a test)."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def png(pixels: np.ndarray, scale: int = 1) -> bytes:

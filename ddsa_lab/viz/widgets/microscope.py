@@ -307,7 +307,7 @@ def new_board() -> "tuple[Canvas, MicroscopePanels]":
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(8.6, 4.5), dpi=100)
+        figure = Figure(figsize=(6.6, 4.0), dpi=130)
         return Canvas(figure), MicroscopePanels(figure, moving=True)
 
 

@@ -59,13 +59,20 @@ class MicroscopePanels:
             [], [], "^", color=SPARSE, ms=4.5, mec=INK, mew=0.4, label="sparse p/m", **moving
         )
         (self.identity,) = weights.plot(
-            [], [], "o", mfc="none", mec=INK, ms=7, mew=1.1, label="fused, from p (a + b/m)", **moving
+            [], [], "o", mfc="none", mec=INK, ms=6, mew=1.1, label="fused, from p (a + b/m)", **moving
         )
         weights.set(xlabel="key")
         weights.set_ylabel("weight", labelpad=6)
         for ax in (scores, weights):
             # A legend over animated artists would vanish with them; its own copies stay.
-            ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, columnspacing=1.2, handletextpad=0.4)
+            ax.legend(
+                loc="lower left",
+                bbox_to_anchor=(0, 1),
+                ncols=2,
+                columnspacing=1.2,
+                handletextpad=0.4,
+                labelspacing=0.25,
+            )
 
     def show(self, view: "MicroscopeView", by_logit: bool) -> bool:
         """Move the artists; returns whether parts that are not redrawn alone (axes, limits) have changed."""
@@ -119,7 +126,7 @@ class MicroscopePanels:
         least = rows["logits"][kept].min()
         self.threshold.set_ydata([least, least])
         self.bars.set_segments(_sticks(x, rows["fused"]))
-        self.bars.set_linewidth(220 / len(x))
+        self.bars.set_linewidth(170 / len(x))
         for line, name in ((self.dense, "dense"), (self.identity, "identity")):
             line.set_data(x, rows[name])
         self.sparse.set_data(x[kept], rows["sparse"][kept])

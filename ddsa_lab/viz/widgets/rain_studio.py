@@ -26,9 +26,9 @@ MOST_LAYERS = 5
 # Field of RainLayer -> label, least, most, step.
 RANGES: dict[str, tuple[str, float, float, float]] = {
     "angle": ("angle (deg)", -MAX_ANGLE, MAX_ANGLE, 1),
-    "angle_spread": ("its spread", 0, 15, 0.1),
+    "angle_spread": ("angle spread", 0, 15, 0.1),
     "length": ("length (px)", 2, 150, 1),
-    "length_spread": ("its spread", 0, 1, 0.05),
+    "length_spread": ("length spread", 0, 1, 0.05),
     "width": ("width (px)", 0.5, 6, 0.1),
     "cover": ("cover", 0, 3, 0.01),
     "brightness": ("brightness", 0, 0.6, 0.005),
@@ -211,7 +211,7 @@ class RainStudio(Explorer):
             self._canvas.settle()
         self.histogram.value = self._canvas.png()
         self.facts.value = numbers(self.rows())
-        return ""
+        return f"The sliders from profile down change layer {self.layer.value} of {len(self.layers)} alone."
 
     def rows(self) -> list[tuple[str, str]]:
         """Names and values for the table."""

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODES = ("dense", "sparse", "dual")
-TRAINED = "three networks, each trained so"
-SWITCHED = "one network (dual-tiny), branches switched"
+TRAINED = "one trained for each"
+SWITCHED = "dual-tiny, switched"
 UPLOADED = "my photo"
 SIDE = 256
 VIEW = 256  # pixels a side of each picture sent to the page

@@ -1,6 +1,5 @@
 """Sweep explorer: how the picture suffers when one layer, or all, keep fewer keys; choose a point, see its image."""
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from ddsa_lab.data.images import to_uint8
 from ddsa_lab.evaluation.metrics import score
 from ddsa_lab.viz.style import ACCENT, FAINT, INK, style
 from ddsa_lab.viz.widgets.click import ClickPicture
-from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, picture, png
+from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, picture, png, running_loop
 from ddsa_lab.viz.widgets.microscope import SIDE, Subject, error_picture
 from ddsa_lab.viz.widgets.scene import bundled_pair, network, photo_names, rain_names, weights_names
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 ALL = "all layers"
 KEEPS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+CURVE = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # measured for every layer; the points between, when they are chosen
 MARKERS = "os^vDP<>Xd*h"
 
 
@@ -117,7 +117,7 @@ class SweepExplorer(Explorer):
         self.captions = [caption() for _ in self.pictures]
         self.points: dict[SweepState, float] = {}
         self.subject: Subject | None = None
-        self.waiting: Iterator[None] = iter(())
+        self.waiting: Iterator[SweepState] = iter(())
         for control in (self.photo, self.rain, self.weights):
             control.observe(self._new_subject, "value")
         for control in (self.layer, self.keep):
@@ -157,35 +157,38 @@ class SweepExplorer(Explorer):
             self.waiting = self._all_points(subject)
         return self.subject
 
-    def _all_points(self, subject: Subject) -> Iterator[None]:
-        """Measure what is not yet known, a curve at a time."""
+    def _all_points(self, subject: Subject) -> Iterator[SweepState]:
+        """Measure the curves that are not yet known, a point at a time."""
         for layer in [ALL, *subject.rerun.layers]:
-            for keep in KEEPS:
+            for keep in CURVE:
                 state = SweepState(layer, keep)
                 if state not in self.points:
                     self.points[state] = measure(subject, state)
-                    yield
+                    yield state
             self.attempt(self._draw)
 
     def _measure_later(self) -> None:
         """Measure a point at a time between the user's own wishes; all at once where no kernel listens."""
         waiting = self.waiting
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            for _ in waiting:
-                pass
+        if (loop := running_loop()) is None:
+            self.finish()
             return
 
         def one() -> None:
-            if waiting is self.waiting and self.attempt(lambda: next(waiting)) is True and self.missing():
+            if waiting is self.waiting and next(waiting, None) is not None:
                 loop.call_later(0.005, one)
 
         loop.call_later(0.05, one)
 
+    def finish(self) -> None:
+        """Measure all curves now."""
+        for _ in self.waiting:
+            pass
+
     def missing(self) -> int:
-        """Points of the sweep that are not measured yet."""
-        return len(KEEPS) * (1 + len(self.subject.rerun.layers)) - len(self.points)
+        """Points of the curves that are not measured yet."""
+        layers = [ALL, *self.subject.rerun.layers]
+        return sum(SweepState(layer, keep) not in self.points for layer in layers for keep in CURVE)
 
     def _take_click(self, change: dict[str, Any]) -> None:
         across, down = change["new"][:2]
@@ -222,6 +225,7 @@ class SweepExplorer(Explorer):
 
         from ddsa_lab.viz.images import show_image
 
+        self.finish()  # a still picture cannot be completed later
         figure = Figure(figsize=(8.6, 5.4))
         above, below = figure.subfigures(2, 1, height_ratios=(1.5, 1))
         state = self.state()
@@ -240,7 +244,7 @@ def new_plot(layers: list[str]) -> tuple[Canvas, SweepPanel]:
     """The figure of the curves, to be redrawn in place."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.6, 3.3), dpi=100)
+    figure = Figure(figsize=(6.6, 3.0), dpi=130)
     return Canvas(figure), SweepPanel(figure, layers, moving=True)
 
 

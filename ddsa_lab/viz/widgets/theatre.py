@@ -18,7 +18,7 @@ from ddsa_lab.model.network import NetworkConfig
 from ddsa_lab.training.config import TrainConfig
 from ddsa_lab.training.loop import FitResult, fit
 from ddsa_lab.viz.style import INK, MODE_STYLES, style
-from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, picture, png, slider
+from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, picture, png, running_loop, slider
 from ddsa_lab.viz.widgets.scene import bundled_pair, photo_names, rain_names
 
 if TYPE_CHECKING:
@@ -154,6 +154,7 @@ class TrainingTheatre(Explorer):
         self.pictures = [picture(pixelated=True) for _ in range(3)]
         self.captions = [caption() for _ in self.pictures]
         self.curves = picture()
+        self._loop, self._called = running_loop(), False
         self.training: Training | None = None
         self.stages: list[tuple[str, Stage]] = []
         self.start.on_click(self._start)
@@ -191,12 +192,24 @@ class TrainingTheatre(Explorer):
         def begin() -> None:
             if self.training and self.training.running:
                 raise LabError("a training is under way: stop it first, or wait until it is done")
-            self.training = Training(self.config(), self.pair(), self.refresh)
+            self.training = Training(self.config(), self.pair(), self._hear_of_news)
             self.stages.append((self.mode.value, self.training.stage))
             self.training.start()
 
         if self.attempt(begin):
             self.refresh()
+
+    def _hear_of_news(self) -> None:
+        """Let the kernel's own thread draw, once for all news until then; where there is no kernel, draw at once."""
+        if self._loop is None:
+            self.refresh()
+        elif not self._called:
+            self._called = True
+            self._loop.call_soon_threadsafe(self._draw_news)
+
+    def _draw_news(self) -> None:
+        self._called = False
+        self.refresh()
 
     def _pause(self, _button: Any = None) -> None:
         if self.training and self.training.running:
@@ -269,7 +282,7 @@ def new_curves() -> tuple[Canvas, CurvePanel]:
     from matplotlib.figure import Figure
 
     with style():
-        figure = Figure(figsize=(7.6, 2.8), dpi=100)
+        figure = Figure(figsize=(6.6, 2.4), dpi=130)
         return Canvas(figure), CurvePanel(figure)
 
 

@@ -170,7 +170,6 @@ plt.show()
 # %%
 within = {name: float(window.cut(found.heat).sum() / found.heat.sum()) for name, found in answers.items()}
 print({name: f"{share:.0%} of the heat inside the window" for name, share in within.items()})
-assert within["brightness"] > within["rain removed"]
 
 # %% [markdown]
 # Ask for brightness and you learn that the output looks like the input. Ask for the rain removed, and the copy cancels. The streak score tells the two

@@ -175,7 +175,9 @@ print(results[columns].round(3).to_string())
 assert results.verdict.dropna().eq(NO_CLAIM).all()
 
 # %% [markdown]
-# It refuses. With fewer than three seeds nobody can tell a better variant from a luckier one, so no interval is believed, however narrow. Calling
+# (A negative `gain` means worse than the untouched photo: after so few steps networks still do harm.)
+#
+# The table refuses. With fewer than three seeds nobody can tell a better variant from a luckier one, so no interval is believed, however narrow. Calling
 # `run_study` again with more seeds goes on in the same folder and trains only what is missing.
 #
 # ## 6. Larger: several GPUs, several machines

@@ -209,9 +209,10 @@ def add_study(parser: argparse.ArgumentParser) -> None:
 def run_study(args: argparse.Namespace) -> int:
     """Run a fair comparison of variants and seeds, and write its tables; goes on where it stopped."""
     from ddsa_lab.analysis.sparsity import recorder
-    from ddsa_lab.evaluation.study_report import study_scores, write_study
+    from ddsa_lab.evaluation.study_report import collect_runs, study_scores, write_study
     from ddsa_lab.training.study import run_study as run
     from ddsa_lab.training.study_config import StudyConfig
+    from ddsa_lab.viz.study_picture import draw_study
 
     if args.table:
         out = args.study
@@ -226,9 +227,11 @@ def run_study(args: argparse.Namespace) -> int:
             devices=args.devices, nodes=args.nodes, accelerator=args.accelerator,
             score=study_scores, make_recorder=recorder,
         )  # fmt: skip
-    table = write_study(out, baseline=args.baseline, protocol=args.protocol)
+    protocol = args.protocol or "y_uint8"
+    table = write_study(out, baseline=args.baseline, protocol=protocol)
+    draw_study(collect_runs(out), table, out / "study.png", protocol)
     print((out / "table.md").read_text(encoding="utf-8"))
-    print(f"{int(table['seeds'].min())} seeds each; scores and tables are in {out}")
+    print(f"{int(table['seeds'].min())} seeds each; scores, tables and study.png are in {out}")
     return 0
 
 

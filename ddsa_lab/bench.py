@@ -230,8 +230,17 @@ def peak_megabytes(settings: str) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     before = psutil.Process().memory_info().rss
     step(), step()
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6 - before / 1e6
+    return (_peak_bytes() - before) / 1e6
+
+
+def _peak_bytes() -> int:
+    """Largest memory that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what its parent held before it
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _draw(results: list[Result], facts: dict, path: Path) -> None:

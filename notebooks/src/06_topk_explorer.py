@@ -169,7 +169,8 @@ for label, dB in scores.items():
     print(f"{label:>26}: {dB:5.2f} dB ({dB - scores['as trained']:+.2f})")
 
 # %% [markdown]
-# Read it with care. Silencing a branch changes two things: *which* keys count and *how much* comes out of the layer at all. A fair test keeps the
+# Keys of another photo cost something, though most of them are the same keys (notebook 05): on this photo, the part of the choice that belongs to the
+# photo matters. The first two lines need more care. Silencing a branch changes two things: *which* keys count and *how much* comes out of the layer at all. A fair test keeps the
 # amount and changes the keys, as the random control and the swapped keys do. Here is the amount alone, with all keys at one level:
 
 # %%
@@ -197,8 +198,9 @@ for weights in ("dense-tiny", "sparse-tiny"):
         print(f"{weights:>12} at keep {keep:.0%}: {dB:5.2f} dB")
 
 # %% [markdown]
-# Each does best near what it was trained for. From the cut dense network alone you might conclude that dropping keys does harm; the network trained sparse
-# says otherwise, or at least says something else. *To compare k fairly, train with each k* (`ddsa-lab study studies/attention.json`, notebook 09).
+# Each does best near what it was trained for. From the cut dense network alone you might conclude that giving up 30 % of the keys costs a lot; the network
+# that was *trained* with 70 % stands closer to the uncut dense one. And one network of each kind is no comparison yet. *To compare k fairly, train with
+# each k, from several seeds* (`ddsa-lab study studies/attention.json`, notebook 09).
 #
 # ## 7. Exercises
 #

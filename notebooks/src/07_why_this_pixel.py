@@ -183,7 +183,8 @@ print({name: round(ratio, 2) for name, ratio in ratios.items()})
 assert ratios["rain removed"] > ratios["brightness"]
 
 # %% [markdown]
-# The map of brightness hardly prefers streaks, that of the rain removed does. **The question is half of the explanation.**
+# The map of brightness does not prefer streaks; that of the rain removed does, though by this method only a little (integrated gradients, in the table
+# above, see more). **The question is half of the explanation.**
 #
 # ## 5. Local attribution: how far does it look?
 #

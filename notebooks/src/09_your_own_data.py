@@ -141,7 +141,7 @@ course.show(
 )  # fmt: skip
 
 # %% [markdown]
-# And what did it forget? A network that is tuned on one kind of rain may do worse on another:
+# Compare both measures: PSNR and SSIM need not agree on whether it got better (notebook 01). And what did it forget? A network that is tuned on one kind of rain may do worse on another:
 
 # %%
 light = lab.rainy_pair("rocket", rain="light", seed=5, size=size)
@@ -163,13 +163,13 @@ config = StudyConfig(
     validation=HeldOut(size=course.fast(96, 32), count=2),
 )  # fmt: skip
 print([run.name for run in config.runs()])
-run_study(config, place / "study", progress=False, score=study_scores)
+study = run_study(config, place / "study", progress=False, score=study_scores)
 
 # %% [markdown]
 # > **Predict.** With two seeds and a few steps: will the table support a claim?
 
 # %%
-results = study_table(place / "study")
+results = study_table(study)
 columns = ["variant", "seeds", "images", "psnr", "gain", "difference", "low", "high", "verdict"]
 print(results[columns].round(3).to_string())
 assert results.verdict.dropna().eq(NO_CLAIM).all()

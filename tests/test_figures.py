@@ -58,6 +58,7 @@ def test_every_figure_is_made_twice_alike_and_settings_stay(weights, run, small,
 
     monkeypatch.setattr(attention, "HELD_OUT", ("coffee",))
     monkeypatch.setattr(comparison, "HELD_OUT", ("coffee",))
+    monkeypatch.setattr(comparison, "CASES", (("coffee", "light", 0),))
     before = dict(mpl.rcParams)
     random = torch.get_rng_state()
     first, second = (

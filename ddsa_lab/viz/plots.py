@@ -150,6 +150,8 @@ def sweep_curves(
     Args:
         table: columns keep, select ("top", "random", "bottom"), mean, low, high.
         trained_at: the share that the network was trained with, marked by a line.
+        ylabel: the score's name.
+        legend: say which line is which; False where one legend serves several panels.
     """
     names = {"top": "strongest keys", "random": "random keys", "bottom": "weakest keys"}
     for select, rows in table.groupby("select", sort=False):

@@ -12,6 +12,7 @@ from ddsa_lab.viz.style import DOUBLE, FAINT, new_figure, subplots
 
 PROTOCOL = "y_uint8"
 ERROR_LIMIT = 0.15
+CASES = (("coffee", "light", 0), ("china", "heavy", 3))  # photo, rain, seed
 ZOOMS = {
     "coffee": (Window(70, 330, 64, 64), Window(205, 215, 64, 64)),
     "china": (Window(110, 290, 64, 64), Window(250, 60, 64, 64)),
@@ -21,10 +22,9 @@ ZOOMS = {
 def comparison(bench: Workbench) -> Drawing:
     """Draw a light and a heavy rain: photo with boxes, two zooms, error map, PSNR."""
     names = bench.siblings()
-    cases = (("coffee", "light", 0), ("china", "heavy", 3))
-    figure = new_figure((DOUBLE, 2 * (DOUBLE / (len(names) + 2) * 1.85 + 0.25)))
-    parts = figure.subfigures(2, 1, hspace=0.02)
-    numbers = [_case(bench, part, names, *case) for part, case in zip(parts, cases)]
+    figure = new_figure((DOUBLE, len(CASES) * (DOUBLE / (len(names) + 2) * 1.85 + 0.25)))
+    parts = figure.subfigures(len(CASES), 1, hspace=0.02, squeeze=False).flat
+    numbers = [_case(bench, part, names, *case) for part, case in zip(parts, CASES)]
     settings = {"protocol": PROTOCOL, "error_map": f"mean |error| of channels, 0 to {ERROR_LIMIT}"}
     return Drawing(figure, {"panels": numbers}, settings)
 

@@ -32,6 +32,7 @@ def training(bench: Workbench) -> Drawing:
         training_curves(validated, axes[1], "val_psnr", "validation PSNR (dB, rgb)", smooth=1)
     if len(weights):
         _branches(weights, axes[2])
+        axes[2].set_title(", ".join(dict.fromkeys(weights["network"])))  # it may be a run of its own
     for ax, letter in zip(axes, "abc"):
         label_panel(ax, letter)
     source = "shipped with the weights" if bench.history is None else bench.history.name

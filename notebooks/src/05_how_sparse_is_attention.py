@@ -256,8 +256,9 @@ assert not any(abs(one - each.mean()) < 1 for one in each)
 single = sparsity.sparsity_table(rec, level="row")
 bins = [i / 20 for i in range(8, 21)]
 shares = (single.effective_k / single.channels).groupby(single.layer, sort=False)
+paint = [plt.colormaps["viridis"](i / len(shares)) for i in range(len(shares))]
 plt.figure(figsize=(7, 2.6))
-plt.hist([part.to_numpy() for _, part in shares], bins, stacked=True, label=list(shares.groups))
+plt.hist([part.to_numpy() for _, part in shares], bins, stacked=True, color=paint, label=list(shares.groups))
 plt.gca().set(xlabel="effective k / C of each row", ylabel="rows")
 plt.legend(fontsize=8)
 plt.show()

@@ -170,8 +170,8 @@ for label, dB in scores.items():
 
 # %% [markdown]
 # Keys of another photo cost something, though most of them are the same keys (notebook 05): on this photo, the part of the choice that belongs to the
-# photo matters. The first two lines need more care. Silencing a branch changes two things: *which* keys count and *how much* comes out of the layer at all. A fair test keeps the
-# amount and changes the keys, as the random control and the swapped keys do. Here is the amount alone, with all keys at one level:
+# photo matters. The two lines above it need more care. Silencing a branch changes two things: *which* keys count, and *how much* comes out of the
+# layer at all. A fair test keeps the amount and changes the keys, as the random control and the swapped keys do. Here is the amount alone, with all keys at one level:
 
 # %%
 with record(model) as rec:

@@ -19,6 +19,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "src"
 LARGEST = 1_500_000  # bytes of a built notebook; more is slow to open and to review
+LIGHT = 100_000  # bytes of a picture that is kept as it is
 SLOWEST = 3.0  # times the minutes that the first cell states
 STATED = re.compile(r"([\d.]+) minutes? to run")
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -130,14 +131,21 @@ def _tidied(output):
 
 
 def _squeezed(encoded: str) -> str:
-    """A PNG packed as tightly as Pillow can, without loss; its text chunks are left out."""
+    """A PNG packed as tightly as Pillow can, without loss up to `LIGHT` bytes, in 256 dithered colours above."""
     from PIL import Image
 
-    packed = io.BytesIO()
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
         opaque = image.convert("RGB") if image.mode == "RGBA" and image.getextrema()[3][0] == 255 else image
-        opaque.save(packed, "PNG", optimize=True)
-    return base64.b64encode(packed.getvalue()).decode()
+    packed = _packed(opaque)
+    if len(packed) > LIGHT and opaque.mode == "RGB":  # photos, whose noise no lossless packing shrinks
+        packed = min(packed, _packed(opaque.quantize(256)), key=len)
+    return base64.b64encode(packed).decode()
+
+
+def _packed(image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def faults(notebook, text: str, seconds: float) -> list[str]:

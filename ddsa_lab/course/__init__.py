@@ -117,7 +117,7 @@ SCREEN = {
 
 
 def show(
-    images: Mapping[str, Tensor], clean: Tensor | None = None, protocol: str = "rgb", columns: int = 4
+    images: Mapping[str, Tensor], clean: Tensor | None = None, protocol: str = "y_uint8", columns: int = 4
 ) -> None:
     """Draw images side by side, with PSNR and SSIM against `clean` below their titles.
 

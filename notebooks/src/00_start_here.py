@@ -69,7 +69,8 @@ print(f"gained {gain:.1f} dB: the squared error is {10 ** (gain / 10):.0f} times
 assert gain > 3
 
 # %% [markdown]
-# The error image shows where the rest of the error sits: on edges and fine texture, where a streak and a detail of the photo look alike.
+# The error image shows where the rest of the error sits: under the brightest streaks, which leave bluish traces in the restored photo, and on the spoon, where a
+# streak and a reflection look alike.
 #
 # ## 3. One attention matrix
 #

@@ -115,8 +115,8 @@ scaled = {
 course.show({"rainy\n": pair.rainy} | scaled)
 
 # %% [markdown]
-# *Each gate from its smallest (black) to its largest value (white); its true range stands in the title. Gates follow edges, streaks and bright areas; none is
-# ever fully closed.*
+# *Each gate from its smallest (black) to its largest value (white); its true range stands in the title. In the first stages the gates follow edges and
+# texture. In the last one the streaks themselves are bright: it opens where something is to be taken away.*
 #
 # ## 3. The U, by its shapes
 #
@@ -162,7 +162,8 @@ maps = {f"{name}, channel {i}\ncorrelation {r:+.2f}": image for name, (i, r, ima
 course.show({"streaks (x 3)\n": 3 * pair.streaks} | maps, columns=4)
 
 # %% [markdown]
-# *Rain is found in the first stage already, becomes coarse on the way down, and is drawn sharply at the end.*
+# *Maps are turned round where the correlation is negative, so that rain is bright. It is found in the first stage already, among edges; becomes coarse on the way
+# down; and is drawn sharply and almost alone at the end.*
 #
 # ### What the network adds
 #
@@ -305,7 +306,8 @@ course.show(
 assert difference.max() > 1 / 255
 
 # %% [markdown]
-# *The two results differ by more than one grey level in places, smoothly, and most in whole regions: each tile has its own attention matrix. Both scores are about equal here; blending the overlaps hides the seams.*
+# *The two results differ by more than one grey level in places, mostly along the streaks: each tile has its own attention matrix, and judges its rain a little
+# differently. Both scores are about equal here, and blending the overlaps hides the seams.*
 #
 # ## 7. Exercises
 #

@@ -51,7 +51,7 @@ course.start()
 
 # %%
 MODES = ("dense", "sparse", "dual")
-steps = course.fast(150, 4)  # with a GPU or more patience, try 2000
+steps = course.fast(100, 4)  # with a GPU or more patience, try 2000
 networks = {
     mode: lab.NetworkConfig.preset("tiny", mode=mode, width=8, blocks=(1, 1, 1), heads=(1, 2, 4))
     for mode in MODES
@@ -121,7 +121,7 @@ print(f"untouched: {untouched:.2f} dB, restored: {one_seed['psnr'].mean():.2f} d
 # %%
 pair = held_out[1][1]
 restored = {mode: lab.derain(results[mode, 0].model, pair.rainy) for mode in MODES}
-course.show({"rainy": pair.rainy} | restored, clean=pair.clean)
+course.show({"rainy": pair.rainy} | restored, clean=pair.clean, protocol="rgb")
 
 # %% [markdown]
 # *After so few steps all three have learned the same first lesson: make the picture a little darker and smoother. Compare with notebook 00, whose network was trained far

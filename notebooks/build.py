@@ -135,7 +135,8 @@ def _squeezed(encoded: str) -> str:
     from PIL import Image
 
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
-        opaque = image.convert("RGB") if image.mode == "RGBA" and image.getextrema()[3][0] == 255 else image
+        is_opaque = image.mode == "RGBA" and image.getextrema()[3][0] == 255
+        opaque = image.convert("RGB") if is_opaque else image.copy()  # outlives the file
     packed = _packed(opaque)
     if len(packed) > LIGHT and opaque.mode == "RGB":  # photos, whose noise no lossless packing shrinks
         packed = min(packed, _packed(opaque.quantize(256)), key=len)

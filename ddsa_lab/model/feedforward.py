@@ -53,7 +53,8 @@ class SEFN(nn.Module):
             image = to_image(part.unflatten(0, (x.shape[0], -1)), height, width)
             y = to_tokens(self.depthwise(image).relu_()).flatten(0, 1)  # (B*HW, hidden)
             # Nothing else reads `out`, so that it can grow in place even while gradients are recorded.
-            out = y @ out_of if out is None else out.addmm_(y, out_of)
+            # In-place products are outside autocast's reach, hence the dtype.
+            out = y @ out_of if out is None else out.addmm_(y, out_of.to(y.dtype))
         out = to_image(out.unflatten(0, (x.shape[0], -1)), height, width)
         return out * self.gate(out)
 

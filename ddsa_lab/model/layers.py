@@ -21,7 +21,9 @@ def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a @ b of matrices; written into `total`, without a copy, where no gradient is recorded."""
-    return total.addmm(a, b) if torch.is_grad_enabled() else total.addmm_(a, b)
+    if torch.is_grad_enabled():
+        return total.addmm(a, b)
+    return total.addmm_(a.to(total.dtype), b.to(total.dtype))  # autocast does not reach in-place products
 
 
 class Pointwise(nn.Conv2d):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -37,12 +38,13 @@ def free_port() -> int:
 def _kernel_environment() -> dict[str, str]:
     env = dict(os.environ)
     env.pop("MPLBACKEND", None)  # of this process; a kernel chooses its own
+    env["DDSA_LAB_FAST"] = "1"  # small budgets in notebooks
     return env
 
 
 @contextlib.contextmanager
 def serving(
-    command: list[str], url: str, log: Path, env: dict[str, str], seconds: float = 180
+    command: list[str], url: str, log: Path, env: dict[str, str], seconds: float = 300
 ) -> Iterator[None]:
     """Run a server until the block ends; enter when `url` answers."""
     with open(log, "w") as out:
@@ -110,6 +112,22 @@ class Lab:
             time.sleep(0.1)
         raise RuntimeError(f"no idle, connected kernel: {kernels}")
 
+    def wait_until_idle(self, seconds: float, calm: float = 1.5) -> None:
+        """Wait until the kernel has been idle for a while: between two cells it is so for a moment."""
+        end, since = time.monotonic() + seconds, None
+        while time.monotonic() < end:
+            kernels = json.load(
+                urllib.request.urlopen(f"{self.base}/api/kernels?token={self.token}", timeout=60)
+            )
+            if any(kernel["execution_state"] == "busy" for kernel in kernels):
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > calm:
+                return
+            time.sleep(0.1)
+        raise RuntimeError("the kernel is still busy")
+
     def close_kernels(self) -> None:
         kernels = json.load(urllib.request.urlopen(f"{self.base}/api/kernels?token={self.token}", timeout=30))
         for kernel in kernels:
@@ -174,9 +192,9 @@ def pixels(image: Any) -> str:
 
 
 def slider(scope: Any, label: str) -> Any:
-    """The slider with exactly this label."""
-    text = scope.page.locator(".widget-label", has_text=label).filter(has_text=label)
-    return scope.locator(".widget-slider").filter(has=text).first
+    """The slider with exactly this label, within a part of the page."""
+    name = scope.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
+    return scope.locator(".widget-slider").filter(has=name).first
 
 
 def shot(page: Any, name: str) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import webbrowser
 from collections.abc import Iterator, Sequence
@@ -134,10 +136,15 @@ def _server(command: Sequence[str]) -> Iterator[subprocess.Popen]:
     """Run a server inside the block, and end it with the block."""
     env = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
     env.pop("MPLBACKEND", None)  # a backend that a kernel cannot use would follow into it
+    # Ended from outside, the server must not stay behind.
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if main else None
     with subprocess.Popen(command, env=env) as server:
         try:
             yield server
         finally:
+            if main:
+                signal.signal(signal.SIGTERM, before)
             if server.poll() is None:
                 server.terminate()
                 try:
@@ -146,7 +153,7 @@ def _server(command: Sequence[str]) -> Iterator[subprocess.Popen]:
                     server.kill()
 
 
-def _wait(server: subprocess.Popen, address: str, seconds: float = 120) -> None:
+def _wait(server: subprocess.Popen, address: str, seconds: float = 300) -> None:
     """Return when something answers at an address."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

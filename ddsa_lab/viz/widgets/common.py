@@ -17,6 +17,7 @@ import numpy as np
 
 from ddsa_lab.errors import LabError
 from ddsa_lab.viz.style import style
+from ddsa_lab.viz.widgets.pulse import Pulse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,6 +92,7 @@ class Explorer(widgets.VBox):
 
     def __init__(self, title: str):
         super().__init__(layout=widgets.Layout(width="100%", max_width="1200px"))
+        self.add_class("ddsa-explorer")
         self.heading = widgets.HTML(f'{CSS}<p class="ddsa-title">{html.escape(title)}</p>')
         self.status = widgets.HTML().add_class("ddsa-status")
         self.refresh = Newest(self._work)
@@ -100,7 +102,7 @@ class Explorer(widgets.VBox):
     def assemble(self, controls: list[widgets.Widget], pictures: list[widgets.Widget]) -> None:
         """Put the controls beside the pictures, and draw for the first time."""
         left, right = widgets.VBox(controls, layout=CONTROLS), widgets.VBox(pictures, layout=PICTURES)
-        self.children = (self.heading, self.status, widgets.Box([left, right], layout=WRAP))
+        self.children = (self.heading, Pulse(), self.status, widgets.Box([left, right], layout=WRAP))
         self.refresh.held = 0
         self.refresh()
 
@@ -167,7 +169,7 @@ def png(pixels: np.ndarray, scale: int = 1) -> bytes:
 def figure_png(figure: "Figure", dpi: int = 92) -> bytes:
     """PNG file of a whole figure, small rather than fast, without date and version."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 9})
+    figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs={"compress_level": 6})
     return file.getvalue()
 
 

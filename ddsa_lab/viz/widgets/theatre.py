@@ -52,7 +52,7 @@ class Training:
         self.stage = Stage()
         self.result: FitResult | None = None
         self.error: Exception | None = None
-        self.going, self.stopped = threading.Event(), threading.Event()
+        self.going, self.stopped, self.ended = threading.Event(), threading.Event(), threading.Event()
         self.going.set()
         self.thread = threading.Thread(target=self._run, name="ddsa-lab training", daemon=True)
 
@@ -72,13 +72,13 @@ class Training:
         """End after the step under way; waits up to `wait` seconds for it."""
         self.stopped.set()
         self.going.set()
-        if wait is not None:
+        if wait is not None and self.thread.ident is not None:
             self.thread.join(wait)
 
     @property
     def running(self) -> bool:
-        """The thread is alive, pausing or not."""
-        return self.thread.is_alive()
+        """It was started and has not ended, pausing or not."""
+        return self.thread.ident is not None and not self.ended.is_set()
 
     def _run(self) -> None:
         try:
@@ -90,6 +90,7 @@ class Training:
         except Exception as error:  # shown in the status line: a thread's traceback would go nowhere
             self.error = error
         finally:
+            self.ended.set()
             self.changed()
 
     def _asked(self) -> bool:

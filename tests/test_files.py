@@ -321,7 +321,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path, weights, monkeypatch):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_24_megapixels_within_3_gb(tmp_path):
     y, x = np.ogrid[:4000, :6000]
-    photo = np.stack([(x + y) % 256, (x // 8) % 256, (y // 4) % 256], axis=-1)
+    photo = np.stack(np.broadcast_arrays((x + y) % 256, (x // 8) % 256, (y // 4) % 256), axis=-1)
     Image.fromarray(photo.astype(np.uint8)).save(tmp_path / "large.jpg")
     save(DerainTransformer(NetworkConfig.preset("tiny")), tmp_path / "tiny.safetensors")
     code = (

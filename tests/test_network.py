@@ -58,7 +58,7 @@ class TestConfig:
         [
             (
                 {"mode": "dans"},
-                r"unknown attention mode 'dans' \(did you mean 'dense'\?\): choose one of dense, sparse",
+                r"unknown attention mode 'dans' \(did you mean 'dense' or 'dual'\?\): choose one of dense, sparse, dual, multi",
             ),
             ({"ffn": "sefm"}, r"unknown feed-forward network 'sefm' \(did you mean 'sefn'\?\)"),
             ({"keep": 0.0}, r"keep is 0.0, but the share of keys to keep must lie in \(0, 1\]"),
@@ -190,7 +190,7 @@ class TestAttentionLayers:
 
     def test_keep_matters_and_mode_matters(self):
         x = images(1, 3, 12, 12)
-        model = moved(network()).eval()
+        model = moved(network()).eval().requires_grad_(False)
         whole = model(x)
         for layer in model.attention_layers().values():
             layer.weights.keep = 0.3

@@ -96,7 +96,7 @@ class TestReport:
             in told
         )
         assert "| y_uint8 " in told  # asked for rgb only; the benchmark's own protocol was added
-        lines = told[told.index("published") :].splitlines()
+        lines = told[told.index("Beside scores") :].splitlines()
         scores = [
             float(line.split("|")[2])
             for line in lines

@@ -1,6 +1,6 @@
 """Build the notebooks: percent sources in src/ become executed .ipynb files with their outputs.
 
-    python notebooks/build.py [NAMES] [--fast] [--check]
+    python notebooks/build.py [NAMES] [--fast | --text | --check]
 
 The sources are the only place where notebooks are edited. NAMES are beginnings ("02", "02_attention"); all by default.
 """
@@ -180,14 +180,32 @@ def build(path: Path, folder: Path, fast: bool) -> list[str]:
     tidy(notebook)
     text = nbformat.writes(notebook) + "\n"
     found = faults(notebook, text, seconds)
-    target = folder / f"{path.stem}.ipynb"
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, target)
+    _write(folder / f"{path.stem}.ipynb", text)
     print(
         f"{path.stem}: {seconds:.0f} s, {len(text.encode()) / 1e6:.2f} MB", *found, sep="\n    ", flush=True
     )
     return found
+
+
+def refresh(path: Path) -> list[str]:
+    """Bring the words of a built notebook up to date and keep its outputs, if no code has changed."""
+    import nbformat
+
+    target, notebook = HERE / f"{path.stem}.ipynb", read(path)
+    built = [cell for cell in nbformat.read(target, as_version=4).cells if cell.cell_type == "code"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [cell.source for cell in built] != [cell.source for cell in code]:
+        return [f"the code of src/{path.name} has changed: build it"]
+    for cell, before in zip(code, built):
+        cell.outputs, cell.execution_count = before.outputs, before.execution_count
+    _write(target, nbformat.writes(notebook) + "\n")
+    return []
+
+
+def _write(target: Path, text: str) -> None:
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, target)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -198,11 +216,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="only compare the built notebooks with their sources"
     )
+    parser.add_argument("--text", action="store_true", help="only the words changed: keep the outputs")
     options = parser.parse_args(arguments)
     chosen = sources(options.names)
     if options.check:
         wrong = [reason for reason in map(stale, chosen) if reason]
         print(*wrong or [f"{len(chosen)} notebooks are up to date"], sep="\n")
+    elif options.text:
+        wrong = [fault for path in chosen for fault in refresh(path)]
+        print(*wrong, sep="\n")
     elif options.fast:
         with tempfile.TemporaryDirectory() as folder:
             wrong = [fault for path in chosen for fault in build(path, Path(folder), fast=True)]

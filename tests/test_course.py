@@ -265,6 +265,22 @@ def test_a_notebook_that_differs_from_its_source_is_stale(tmp_path, monkeypatch)
     assert build.stale(source) == "00_try.ipynb differs from src/00_try.py"
 
 
+def test_words_alone_can_be_refreshed_and_code_cannot(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    source = tmp_path / "00_try.py"
+    source.write_text("# %% [markdown]\n# Old words\n\n# %%\n1 + 1\n")
+    built = build.read(source)
+    built.cells[1].execution_count = 1
+    built.cells[1].outputs = [nbformat.v4.new_output("stream", text="2")]
+    nbformat.write(built, tmp_path / "00_try.ipynb")
+    source.write_text(source.read_text().replace("Old", "New"))
+    assert build.refresh(source) == [] and build.stale(source) is None
+    now = nbformat.read(tmp_path / "00_try.ipynb", as_version=4)
+    assert now.cells[0].source == "New words" and now.cells[1].outputs[0].text == "2"
+    source.write_text(source.read_text().replace("1 + 1", "1 + 2"))
+    assert "has changed" in build.refresh(source)[0]
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(SystemExit, match="no notebook begins with '77'"):
         build.sources(["77"])

@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from ddsa_lab.errors import LabError
 from ddsa_lab.training.config import TrainConfig
@@ -105,20 +105,33 @@ class SharedBatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        from torch.distributed import get_world_size
-        from torch.distributed.nn.functional import all_reduce
-
-        world = get_world_size()
+        world = distributed.get_world_size()
         count = world * x.numel() // x.shape[1]
         x32 = x.float()
-        mean = all_reduce(x32.mean((0, 2, 3), keepdim=True)) / world  # (1, C, 1, 1)
-        var = all_reduce((x32 - mean).square().mean((0, 2, 3), keepdim=True)) / world
+        mean = _Sum.apply(x32.mean((0, 2, 3), keepdim=True)) / world  # (1, C, 1, 1)
+        var = _Sum.apply((x32 - mean).square().mean((0, 2, 3), keepdim=True)) / world
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(var.flatten() * count / (count - 1), self.momentum)
         normal = (x32 - mean) * torch.rsqrt(var + self.eps)
         return (normal * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, and of all their gradients: each process's loss depends on every term."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
 
 
 def share_batch_statistics(net: nn.Module) -> None:

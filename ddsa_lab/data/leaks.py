@@ -14,7 +14,7 @@ from ddsa_lab.data.images import to_uint8
 LONGEST = 320  # photos are compared at this longest side, pixels: detail enough, and quick
 _STEP = 2 ** (1 / 3)  # between pyramid levels; a descriptor bears half a step (12 %) of scale error
 _LEVELS = 8
-_FIRST_LEVEL_POINTS = 64
+_FIRST_LEVEL_POINTS = 96
 _PATCH = 16  # pixels of a level that one descriptor covers, averaged 2x2 to 8x8 values
 _ALIKE = 0.92  # correlation of two descriptors that may show one thing
 _RANK = 5  # a descriptor votes for the photos that hold its best partners: edges look alike everywhere
@@ -22,7 +22,7 @@ _VOTES = 4  # before two photos are compared at all
 _COMPARED = 12  # photos with the most votes that are compared with one
 _BLOCK = 256  # photos in one product of descriptors, which bounds the memory
 _THUMB = 0.95  # correlation of whole photos at 32x32 that may be one photo
-_MATCHES = 36  # best matched corners of two photos that are tried
+_MATCHES = 60  # best matched corners of two photos that are tried
 _INLIERS = 6  # matches that one shift and scale must explain
 _SAME = 0.9  # correlation of the overlap's pixels
 _SAME_DETAIL = 0.6  # and of their fine part, which two different skies or meadows do not share
@@ -89,8 +89,8 @@ def find_scenes(
 ) -> Iterator[SceneMatch]:
     """Yield the pairs of photos that show one scene.
 
-    Copies are found whatever their compression and size; crops down to about a third of the photo's side.
-    Mirrored and rotated copies are not.
+    Copies are found whatever their compression and size; crops of half the photo's side nearly always, of a
+    third most of the time, and less the less texture they have. Mirrored and rotated copies are not.
 
     Args:
         first: photos, taken one by one, so that a large set need not fit into memory.
@@ -228,35 +228,56 @@ def _align(first: Fingerprint, second: Fingerprint) -> _Mapping | None:
         return None
     alike = first.descriptors.astype(np.float32) @ second.descriptors.T.astype(np.float32)
     partner, best = alike.argmax(1), alike.max(1)
-    rows = np.argsort(-best, kind="stable")[:_MATCHES]
+    rows = np.argsort(-best, kind="stable")
     rows = rows[best[rows] > _ALIKE - 0.04]
-    a, b = first.points[rows], second.points[partner[rows]]
-    ratio = second.scales[partner[rows]] / first.scales[rows]
-    # Every two matches propose a scale and a shift; levels know the scale roughly, which rules most out.
-    i, j = np.triu_indices(len(rows), 1)
+    a, b, sizes = first.points[rows], second.points[partner[rows]], second.scales[partner[rows]]
+    best = slice(_MATCHES)
+    mapping = _vote(a[best], b[best], sizes[best], (sizes / first.scales[rows])[best])
+    for _ in range(2):  # the few that voted fix the mapping roughly; all that fit it, well
+        mapping = mapping and (_fit(a, b, sizes, mapping.scale[None, :1], mapping.shift[None]) or mapping)
+    return mapping
+
+
+def _vote(a: np.ndarray, b: np.ndarray, sizes: np.ndarray, ratio: np.ndarray) -> _Mapping | None:
+    """The fit of those matches a -> b that the most agreed-on scale and shift explains.
+
+    Every two matches propose a scale and a shift; `ratio`, that of their pyramid levels, knows the scale
+    roughly, which rules most out.
+    """
+    i, j = np.triu_indices(len(a), 1)
     apart = np.linalg.norm(a[i] - a[j], axis=1)
     scale = np.linalg.norm(b[i] - b[j], axis=1) / np.maximum(apart, 1e-6)
     likely = (apart > 10) & (scale > 0.1) & (np.abs(np.log(np.maximum(scale, 1e-6) / ratio[i])) < 0.35)
     i, scale = i[likely], scale[likely, None]
     if not len(i):
         return None
-    shift = b[i] - scale * a[i]
+    return _fit(a, b, sizes, scale, b[i] - scale * a[i])
+
+
+def _fit(
+    a: np.ndarray, b: np.ndarray, sizes: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> _Mapping | None:
+    """Least squares over the matches a -> b that the best of several scales (n, 1) and shifts (n, 2) explains.
+
+    A corner is known to about a pixel of its level, `sizes`. One scale for both axes: crops are often too
+    narrow to tell two apart.
+    """
     dx, dy = (scale * a[:, axis] + shift[:, axis, None] - b[:, axis] for axis in (0, 1))
-    inliers = dx * dx + dy * dy < (2.5 * np.maximum(1, ratio)) ** 2
+    inliers = dx * dx + dy * dy < (1.5 * np.maximum(1.5, sizes)) ** 2
     agreed = inliers[inliers.sum(1).argmax()]
-    return _fit(a[agreed], b[agreed]) if agreed.sum() >= _INLIERS else None
-
-
-def _fit(a: np.ndarray, b: np.ndarray) -> _Mapping | None:
-    """Least squares, one scale for both axes: crops are often too narrow to tell two apart."""
-    centred = a - a.mean(0)
-    spread = (centred**2).sum()
-    if len(np.unique(a.round(), axis=0)) < _INLIERS or spread < 100:
+    if agreed.sum() < _INLIERS:
         return None
-    scale = (centred * (b - b.mean(0))).sum() / spread
+    a, b = a[agreed], b[agreed]
+    weights = 1 / sizes[agreed, None] ** 2
+    middle_a, middle_b = ((weights * points).sum(0) / weights.sum() for points in (a, b))
+    centred = a - middle_a
+    spread = (weights * centred**2).sum()
+    if len(np.unique(a.round(), axis=0)) < _INLIERS or spread / weights.sum() < 25:
+        return None
+    scale = (weights * centred * (b - middle_b)).sum() / spread
     if not 0.1 < scale < 10:
         return None
-    return _Mapping(np.full(2, scale), b.mean(0) - scale * a.mean(0))
+    return _Mapping(np.full(2, scale), middle_b - scale * middle_a)
 
 
 def _overlap(first: np.ndarray, second: np.ndarray, mapping: _Mapping) -> tuple[float, float]:
@@ -279,7 +300,8 @@ def _overlap(first: np.ndarray, second: np.ndarray, mapping: _Mapping) -> tuple[
         ndimage.map_coordinates(ndimage.gaussian_filter(luma / np.float32(255), soft[::-1]), at, order=1)
         for luma, at, soft in zip((first, second), (grid, other), softness)
     ]
-    detail = [sample - ndimage.gaussian_filter(sample, 3) for sample in samples]
+    # Without its border, where the filter leaves some of what is smooth.
+    detail = [(sample - ndimage.gaussian_filter(sample, 3))[6:-6, 6:-6] for sample in samples]
     plain, fine = (_normalised(np.stack([part.ravel() for part in pair])) for pair in (samples, detail))
     if float(fine[0] @ fine[1]) < _SAME_DETAIL:
         return 0.0, 0.0

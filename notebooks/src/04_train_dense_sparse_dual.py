@@ -181,7 +181,7 @@ plt.show()
 # %% [markdown]
 # *Bars: the 95 % interval of the difference to dense, over seeds and scenes. Strokes: the single seeds. Where a bar holds 0, the data cannot tell the two apart.*
 #
-# > **Measured here**, when this page was built: with its first seed dual beat dense by almost 0.4 dB, and with the next two it lost. Over all three the difference is
+# > **Measured here:** when this page was built, with its first seed dual beat dense by almost 0.4 dB, and with the next two it lost. Over all three the difference is
 # > nothing, with an interval of more than half a decibel to either side. Sparse alone was worse than dense with every seed, and its interval stays below 0: after 100 steps of
 # > a tiny network, that is. A longer training may turn it round, and another machine may give other digits.
 # >

@@ -100,10 +100,9 @@ def wait_for_change(page, explorer, before: tuple[str, str, str]) -> tuple[str, 
     end = page.evaluate("performance.now()") + SLIDER_TO_PICTURE
     while page.evaluate("performance.now()") < end:
         now = seen(explorer)
-        if all(new != old for new, old in zip(now, before)):
-            page.wait_for_timeout(500)
-            return seen(explorer)
-        page.wait_for_timeout(100)
+        page.wait_for_timeout(800)
+        if all(new != old for new, old in zip(now, before)) and seen(explorer) == now:
+            return now
     raise AssertionError(f"not all has changed: {[new != old for new, old in zip(seen(explorer), before)]}")
 
 

@@ -13,7 +13,17 @@ from ddsa_lab.data.images import to_uint8
 from ddsa_lab.model.network import DerainTransformer
 from ddsa_lab.model.restore import derain
 from ddsa_lab.viz.style import ACCENT, style
-from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, numbers, picture, png, slider
+from ddsa_lab.viz.widgets.common import (
+    CONTROL,
+    Canvas,
+    Explorer,
+    caption,
+    menu,
+    numbers,
+    picture,
+    png,
+    slider,
+)
 from ddsa_lab.viz.widgets.microscope import SIDE
 from ddsa_lab.viz.widgets.scene import bundled_pair, network, photo_names, rain_names, weights_names
 
@@ -156,7 +166,7 @@ class ChannelViewer(Explorer):
         self.head = slider(widgets.IntSlider, "head", 0, 0, 0, 1)
         self.i = slider(widgets.IntSlider, "query i", 0, 0, 0, 1)
         self.j = slider(widgets.IntSlider, "key j", 0, 0, 0, 1)
-        self.facts = widgets.HTML()
+        self.facts = widgets.HTML(layout=widgets.Layout(**CONTROL))
         self.input = picture(pixelated=True, width=160)
         self.caption = caption()
         self.board = picture()

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
 # Side by side from about 800 pixels on, one below the other on half a screen.
 WRAP = widgets.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", width="100%")
-CONTROLS = widgets.Layout(flex="1 1 250px", min_width="240px", max_width="420px", padding="0 12px 0 0")
+# On half a screen the controls stand two in a row, so that the pictures stay in sight.
+CONTROLS = widgets.Layout(
+    display="flex",
+    flex_flow="row wrap",
+    align_content="flex-start",
+    flex="1 1 250px",
+    min_width="240px",
+    padding="0 12px 0 0",
+)
+CONTROL = {"flex": "1 1 230px", "width": "auto", "min_width": "0"}
 PICTURES = widgets.Layout(flex="3 1 480px", min_width="0", width="auto")
 
 CSS = """<style>
@@ -101,7 +110,7 @@ class Explorer(widgets.VBox):
 
     def assemble(self, controls: list[widgets.Widget], pictures: list[widgets.Widget]) -> None:
         """Put the controls beside the pictures, and draw for the first time."""
-        left, right = widgets.VBox(controls, layout=CONTROLS), widgets.VBox(pictures, layout=PICTURES)
+        left, right = widgets.Box(controls, layout=CONTROLS), widgets.VBox(pictures, layout=PICTURES)
         self.children = (self.heading, Pulse(), self.status, widgets.Box([left, right], layout=WRAP))
         self.refresh.held = 0
         self.refresh()
@@ -185,9 +194,11 @@ class Canvas:
         self.figure, self.canvas = figure, FigureCanvasAgg(figure)
         self.still: Any = None
 
-    def settle(self) -> None:
-        """Forget the still parts: axes or labels have changed."""
+    def settle(self, layout: bool = False) -> None:
+        """Forget the still parts, since axes or labels have changed; `layout`: make room for them anew."""
         self.still = None
+        if layout:
+            self.figure.set_layout_engine("constrained")
 
     def png(self) -> bytes:
         """The figure as it is now."""
@@ -226,7 +237,7 @@ def slider(
     """A labelled slider that fills its column and answers while it is dragged."""
     return kind(
         value=value, min=least, max=most, step=step, description=label, continuous_update=True,
-        style={"description_width": "92px"}, layout=widgets.Layout(width="98%"), **more,
+        style={"description_width": "92px"}, layout=widgets.Layout(**CONTROL), **more,
     )  # fmt: skip
 
 
@@ -234,7 +245,7 @@ def menu(label: str, options: list, value: Any) -> widgets.Dropdown:
     """A labelled list to choose from."""
     return widgets.Dropdown(
         options=options, value=value, description=label, style={"description_width": "92px"},
-        layout=widgets.Layout(width="98%"),
+        layout=widgets.Layout(**CONTROL),
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ddsa_lab.evaluation.metrics import score
 from ddsa_lab.model.network import DerainTransformer
 from ddsa_lab.viz.style import style
 from ddsa_lab.viz.widgets.common import (
+    CONTROL,
     Canvas,
     Explorer,
     caption,
@@ -185,7 +186,7 @@ class TopkMicroscope(Explorer):
         self.where = menu("change", ["this layer", "all layers"], "this layer")
         self.sort = widgets.Checkbox(description="sort keys by logit", indent=False)
         self.reset = widgets.Button(description="as trained", tooltip="keep, a and b as the network has them")
-        self.facts = widgets.HTML()
+        self.facts = widgets.HTML(layout=widgets.Layout(**CONTROL))
         self.pictures = [picture(pixelated=True) for _ in range(4)]
         self.captions = [caption() for _ in self.pictures]
         self.board = picture()
@@ -269,20 +270,22 @@ class TopkMicroscope(Explorer):
         self.pictures[0].value, self.pictures[2].value = png(to_uint8(pair.rainy)), png(to_uint8(pair.clean))
         self.captions[0].value = f"rainy<br>{untouched['psnr']:.2f} dB, {untouched['ssim']:.4f}"
         self.captions[2].value = "clean"
-        self.captions[3].value = f"|restored - clean| x {ERROR_GAIN}"
+        self.captions[3].value = f"|error| x {ERROR_GAIN}"
 
     def update(self) -> str:
         subject = self._prepare()
         self.view = view = compute(subject, self.state())
-        self.pictures[1].value = png(to_uint8(view.restored))
-        self.pictures[3].value = png(error_picture(view.restored, subject.pair.clean))
-        self.captions[1].value = f"restored<br>{view.scores['psnr']:.2f} dB, {view.scores['ssim']:.4f}"
-        self.facts.value = numbers(view.facts())
         if self._canvas is None:
             self._canvas, self._panels = new_board()
         if self._panels.show(view, self.sort.value):
             self._canvas.settle()
+        shown = [to_uint8(view.restored), error_picture(view.restored, subject.pair.clean)]
+        files = [png(pixels) for pixels in shown]
+        # All at once, so that numbers and pictures never disagree for longer than a message takes.
         self.board.value = self._canvas.png()
+        self.pictures[1].value, self.pictures[3].value = files
+        self.captions[1].value = f"restored<br>{view.scores['psnr']:.2f} dB, {view.scores['ssim']:.4f}"
+        self.facts.value = numbers(view.facts())
         return status(subject.model, view)
 
     def figure(self) -> "Figure":

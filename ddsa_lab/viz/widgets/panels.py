@@ -33,7 +33,7 @@ class MicroscopePanels:
         self.shape: tuple[Any, ...] = ()
         for name, ax in self.matrices.items():
             paint = {"logits": "PuOr_r", "kept keys": "Greys"}.get(name, "viridis")
-            self.images[name] = ax.imshow(np.zeros((2, 2)), cmap=paint, **self.moving)
+            self.images[name] = ax.imshow(np.zeros((2, 2)), cmap=paint, interpolation="none", **self.moving)
             (self.marks[name],) = ax.plot([], [], color=FUSED, linewidth=1.6, clip_on=False, **self.moving)
             ax.set(xticks=[], yticks=[])
             ax.set_title(name)

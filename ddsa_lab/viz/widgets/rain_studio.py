@@ -14,7 +14,17 @@ from ddsa_lab.data.rain import RainLayer, RainParams, RainyPair, add_rain, rende
 from ddsa_lab.data.streaks import MAX_ANGLE
 from ddsa_lab.evaluation.metrics import score
 from ddsa_lab.viz.style import INK, MODE_STYLES, style
-from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, numbers, picture, png, slider
+from ddsa_lab.viz.widgets.common import (
+    CONTROL,
+    Canvas,
+    Explorer,
+    caption,
+    menu,
+    numbers,
+    picture,
+    png,
+    slider,
+)
 from ddsa_lab.viz.widgets.scene import NO_RAIN, bundled_pair, photo_names, rain_names
 
 if TYPE_CHECKING:
@@ -121,7 +131,7 @@ class RainStudio(Explorer):
             max=9999,
             description="draw",
             style={"description_width": "92px"},
-            layout=widgets.Layout(width="98%"),
+            layout=widgets.Layout(**CONTROL),
         )
         self.count = slider(widgets.IntSlider, "layers", 1, 1, MOST_LAYERS, 1)
         self.layer = slider(widgets.IntSlider, "edit layer", 1, 1, 1, 1)

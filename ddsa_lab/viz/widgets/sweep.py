@@ -13,7 +13,7 @@ from ddsa_lab.data.images import to_uint8
 from ddsa_lab.evaluation.metrics import score
 from ddsa_lab.viz.style import ACCENT, FAINT, INK, style
 from ddsa_lab.viz.widgets.click import ClickPicture
-from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, picture, png, running_loop
+from ddsa_lab.viz.widgets.common import CONTROL, Canvas, Explorer, caption, menu, picture, png, running_loop
 from ddsa_lab.viz.widgets.microscope import SIDE, Subject, error_picture
 from ddsa_lab.viz.widgets.scene import bundled_pair, network, photo_names, rain_names, weights_names
 
@@ -110,7 +110,7 @@ class SweepExplorer(Explorer):
             value=0.3,
             description="keep",
             style={"description_width": "92px"},
-            layout=widgets.Layout(width="98%"),
+            layout=widgets.Layout(**CONTROL),
         )
         self.plot = ClickPicture(alt="PSNR over keep for each layer; the ring is the point chosen")
         self.pictures = [picture(pixelated=True) for _ in range(3)]
@@ -123,7 +123,9 @@ class SweepExplorer(Explorer):
         for control in (self.layer, self.keep):
             control.observe(self.refresh, "value")
         self.plot.observe(self._take_click, "click")
-        hint = widgets.HTML("Click a point of a curve, or choose layer and keep here.")
+        hint = widgets.HTML(
+            "Click a point of a curve, or choose layer and keep.", layout=widgets.Layout(**CONTROL)
+        )
         self.assemble(
             [self.photo, self.rain, self.weights, self.layer, self.keep, hint], [self.plot, self._strip()]
         )

@@ -18,7 +18,17 @@ from ddsa_lab.model.network import NetworkConfig
 from ddsa_lab.training.config import TrainConfig
 from ddsa_lab.training.loop import FitResult, fit
 from ddsa_lab.viz.style import INK, MODE_STYLES, style
-from ddsa_lab.viz.widgets.common import Canvas, Explorer, caption, menu, picture, png, running_loop, slider
+from ddsa_lab.viz.widgets.common import (
+    CONTROL,
+    Canvas,
+    Explorer,
+    caption,
+    menu,
+    picture,
+    png,
+    running_loop,
+    slider,
+)
 from ddsa_lab.viz.widgets.scene import bundled_pair, photo_names, rain_names
 
 if TYPE_CHECKING:
@@ -131,7 +141,8 @@ class CurvePanel:
             ax.set(xlim=(0, steps), xlabel="step", ylabel=label)
         if stages:
             self.psnr.legend(loc="lower right")
-        self.loss.set_ylim(bottom=0)
+        highest = max((row["loss"] for _, stage in stages for row in stage.rows), default=1.0)
+        self.loss.set_ylim(0, 1.1 * highest)
 
 
 class TrainingTheatre(Explorer):
@@ -151,7 +162,7 @@ class TrainingTheatre(Explorer):
             widgets.Button(description=name, layout=widgets.Layout(width="auto"))
             for name in ("start", "pause", "stop", "clear")
         )
-        self.bar = widgets.IntProgress(description="step", layout=widgets.Layout(width="98%"))
+        self.bar = widgets.IntProgress(description="step", layout=widgets.Layout(**CONTROL))
         self.pictures = [picture(pixelated=True) for _ in range(3)]
         self.captions = [caption() for _ in self.pictures]
         self.curves = picture()
@@ -165,7 +176,8 @@ class TrainingTheatre(Explorer):
         for control in (self.photo, self.rain, self.steps):
             control.observe(self.refresh, "value")
         buttons = widgets.HBox(
-            [self.start, self.pause, self.stop, self.clear], layout=widgets.Layout(flex_flow="row wrap")
+            [self.start, self.pause, self.stop, self.clear],
+            layout=widgets.Layout(flex_flow="row wrap", **CONTROL),
         )
         controls = [self.mode, self.rain, self.photo, self.steps, self.rate, self.seed, buttons, self.bar]
         self.assemble(controls, [self.curves, self._strip()])
@@ -250,7 +262,7 @@ class TrainingTheatre(Explorer):
             self._canvas, self._panel = new_curves()
         with style():
             self._panel.show(self.stages, self.steps.value)
-        self._canvas.settle()
+        self._canvas.settle(layout=True)
         self.curves.value = self._canvas.png()
 
     def _sentence(self, training: Training | None, paused: bool) -> str:

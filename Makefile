@@ -12,7 +12,7 @@ demo: $(VENV)/installed            ## train three tiny networks and compare them
 	$(BIN)/ddsa-lab demo $(ARGS)
 
 test: $(VENV)/installed-dev        ## all tests but the minutes-long ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/installed-dev   ## the minutes-long tests
 	$(BIN)/python -m pytest -m slow $(ARGS)

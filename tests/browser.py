@@ -176,7 +176,14 @@ class Watch:
         return [error for error in self.errors if not any(harmless in error for harmless in HARMLESS)]
 
 
-PIXELS = """(image) => {
+# Decoding fails where a newer picture arrives meanwhile.
+PIXELS = """async (image) => {
+  for (let tries = 0; ; tries++) {
+    try { await image.decode(); break; } catch (error) {
+      if (tries == 100) throw error;
+      await new Promise((done) => setTimeout(done, 50));
+    }
+  }
   const canvas = document.createElement("canvas");
   canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
   const context = canvas.getContext("2d");
@@ -190,7 +197,6 @@ PIXELS = """(image) => {
 
 def pixels(image: Any) -> str:
     """Size and checksum of the pixels that an <img> shows."""
-    image.evaluate("(image) => image.decode()")
     return image.evaluate(PIXELS)
 
 

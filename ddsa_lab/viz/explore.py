@@ -89,8 +89,8 @@ def voila_command(host: str, port: int, token: str) -> list[str]:
         "Voila.log_level": "ERROR",
         "Voila.token": token,
         "VoilaConfiguration.theme": "light",
-        # Other extensions that happen to be installed slow the page down, and can break it.
-        "VoilaConfiguration.extension_allowlist": '["@jupyter-widgets/jupyterlab-manager", "anywidget"]',
+        # It asks for a part of JupyterLab that voila does not offer, and complains in the browser's console.
+        "VoilaConfiguration.extension_denylist": "jupyterlab-jupytext",
         # A kernel that has drawn the page already waits for the next visitor.
         "VoilaConfiguration.preheat_kernel": True,
         "VoilaKernelManager.default_pool_size": 1,

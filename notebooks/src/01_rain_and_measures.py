@@ -47,7 +47,7 @@ course.start()
 #
 # $$\text{rainy} = \operatorname{clip}\bigl(\text{clean}\,(1 - \text{veil}) + 0.75\,\text{veil} + \text{streaks},\; 0,\; 1\bigr)$$
 #
-# The clip at 1 matters: where the photo is white already, rain has nothing to add. Four pixels, to check in your head:
+# The veil is a number from 0 (none) to 1, and 0.75 is the grey of the mist. The clip at 1 matters: where the photo is white already, rain has nothing to add. Four pixels, to check in your head:
 
 # %%
 clean = torch.tensor([0.2, 0.5, 0.9, 1.0]).expand(3, 1, 4)
@@ -61,7 +61,7 @@ print(lab.add_rain(clean, streaks)[0])
 # ## 2. Three functions: sample, render, add
 #
 # `sample_rain` draws the *parameters* of one rain from a preset, `render_rain` draws its streaks, `add_rain` puts them on a photo. All chance
-# comes from the generator that you pass: the same seed gives the same rain, on any machine.
+# comes from the generator that you pass: the same seed gives the same rain again.
 
 # %%
 generator = torch.Generator().manual_seed(7)
@@ -76,10 +76,11 @@ rainy = lab.add_rain(photo, streaks, params.veil)
 course.show({"photo": photo, "streaks (x 3)": 3 * streaks, "sum": rainy}, clean=photo, protocol="rgb")
 
 # %% [markdown]
-# *One light rain. `angle` is in degrees from the vertical, `length` and `width` in pixels, `cover` is the summed area of all streaks over the
-# area of the image, `brightness` is that of the median streak.*
+# *One light rain. `angle` is in degrees from the vertical, `length` and `width` are in pixels, `cover` is the summed area of all streaks over the
+# area of the image, and `brightness` is that of the median streak, where 1 is white. The two spreads say how much single streaks differ: `angle_spread` in
+# degrees, `length_spread` as a share of the length. The scores are of all three colours (`protocol="rgb"`); section 7 has other ways to count.*
 #
-# The four presets, with the same photo and seed. The first two look like the benchmarks Rain200L and Rain200H:
+# The four presets, with the same photo and seed. `light` and `heavy` are made to look like the benchmarks Rain200L and Rain200H:
 
 # %%
 rains = {name: lab.rainy_pair(photo, rain=name, seed=3).rainy for name in PRESETS}
@@ -187,7 +188,7 @@ for protocol in ("y_full", "rgb"):
 course.show({"clean": base, "tinted": tinted})
 
 # %% [markdown]
-# A visible tint, and a nearly perfect score under luma: a network that turned every photo a little red would win benchmarks.
+# A visible tint, and a nearly perfect score under luma: a network that turned every photo as red as this would lose next to nothing in a benchmark.
 #
 # **Place.** Shift a photo by a single pixel. No eye sees it, and SSIM takes off about as much as for the rain:
 
@@ -204,6 +205,9 @@ assert lab.ssim(shifted, base, "rgb") < 0.85
 # Heavy rain, and the laziest deraining there is: a Gaussian blur. It removes no streak, it only smears it out.
 #
 # > **Predict.** Will blur raise or lower PSNR? And SSIM?
+#
+# Beside the two we take a third measure, `gradient_ratio` (from `ddsa_lab.analysis.detail`): how steep the edges of the clean photo still are, 1 if
+# nothing was lost.
 
 # %%
 heavy = lab.rainy_pair("rocket", rain="heavy", seed=0, size=192)
@@ -222,7 +226,7 @@ print(
 assert gains["psnr"] > 1 and gains["ssim"] > 0.1 and steep < 0.75
 
 # %% [markdown]
-# Both measures reward the blur. A measure that looks at edges alone (`gradient_ratio`, from `ddsa_lab.analysis.detail`) sees the harm. So never
+# Both measures reward the blur. A measure that looks at edges alone sees the harm. So never
 # judge a deraining network by one number, and always look at the picture.
 #
 # ## 7. Protocols, and the 1.32 dB
@@ -235,7 +239,8 @@ assert gains["psnr"] > 1 and gains["ssim"] > 0.1 and steep < 0.75
 #
 # $$20 \log_{10} \tfrac{255}{219} = 1.32\ \text{dB}.$$
 #
-# > **Paper:** deraining papers report "PSNR/SSIM on the Y channel" and seldom say more. DESIGN, section 7, lists the numbers that readers compare with.
+# > **Paper:** deraining papers report "PSNR/SSIM on the Y channel" and seldom say more. `ddsa_lab.evaluation.published` holds the
+# > numbers that readers compare with, each with its protocol.
 # >
 # > **Released code:** the usual scripts are MATLAB's, so their luma spans 16 to 235; Python re-implementations often use full-range luma, or RGB.
 # >
@@ -249,7 +254,8 @@ plots.protocol_bars(by_protocol, plt.figure(figsize=(7, 2.4)).subplots(), list(P
 plt.show()
 
 # %% [markdown]
-# *The same image against the same clean photo. Nothing changed but the ruler.*
+# *The same image against the same clean photo; nothing changed but the ruler. `y_uint8`: MATLAB's luma, rounded to whole levels. `y_double`: the same
+# unrounded. `y_full`: full-range luma. `rgb`: all three colours.*
 
 # %%
 difference = by_protocol["y_double"] - by_protocol["y_full"]
@@ -309,4 +315,4 @@ nb01.check_two_papers(answer_4)
 #
 # - **02 Attention from scratch** builds what takes the rain off.
 # - Try `lab.rainy_pair(photo, rain="light+heavy")`, or a photo of your own: any path will do in place of a name.
-# - The rain studio (notebook 06) puts every parameter of a rain on a slider.
+# - `from ddsa_lab.viz.widgets import rain_studio`, then `rain_studio()`: every parameter of a rain on a slider.

@@ -1,11 +1,71 @@
-"""Checks of notebook 02: the sparse branch, the two-level gain, and sparsemax by hand."""
+"""Notebook 02: its two pictures, and checks of the sparse branch, the two-level gain and sparsemax by hand."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddsa_lab.course import ExerciseError, ask, exercise, number, tensor
 from ddsa_lab.model.attention import dense_weights, dual_weights, sparse_weights, topk_mask
+
+
+def draw_gain(p: Tensor, fused: Tensor, kept: Tensor, a: float, b: float) -> None:
+    """Draw the fused weight of each key of a row over its dense weight, and the two lines p (a + b/m) and p a.
+
+    Args:
+        p, fused: dense and fused weights of one row, (C,).
+        kept: bool (C,), the keys that the sparse branch keeps.
+        a, b: weights of the branches.
+    """
+    import matplotlib.pyplot as plt
+
+    from ddsa_lab.viz.style import MODE_STYLES
+
+    _, ax = plt.subplots(figsize=(6, 3))
+    ends = torch.tensor([0.0, float(p.max())])
+    ax.plot(ends, ends * float(a + b / p[kept].sum()), color="0.7", label="p (a + b/m)")
+    ax.plot(ends, ends * float(a), color="0.7", linestyle="--", label="p a")
+    for name, keys, mode in (("kept keys", kept, "dual"), ("dropped keys", ~kept, "dense")):
+        look = MODE_STYLES[mode]
+        ax.scatter(p[keys], fused[keys], color=look["color"], marker=look["marker"], label=name, zorder=3)
+    ax.set(xlabel="dense weight p of the key", ylabel="fused weight")
+    ax.legend()
+    plt.show()
+
+
+def draw_curves(
+    x: Tensor,
+    curves: Mapping[str, Tensor],
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> None:
+    """Draw curves over x, told apart by colour and line, and named levels as grey lines.
+
+    Args:
+        x: (N,).
+        curves: (N,) by name; a single one gets no legend.
+        log: a logarithmic x axis.
+        levels: heights by what is written on them.
+    """
+    import matplotlib.pyplot as plt
+
+    _, ax = plt.subplots(figsize=(6, 3))
+    for (name, values), line in zip(curves.items(), ("-", "--", ":")):
+        ax.plot(x, values, line, label=name)
+    for (name, height), line in zip((levels or {}).items(), ("--", ":")):
+        ax.axhline(height, color="0.6", linestyle=line)
+        ax.annotate(name, (float(x[0]), height), (4, 5), textcoords="offset points")
+    if log:
+        ax.set_xscale("log")
+    if levels:
+        ax.margins(y=0.15)  # room for what is written on the highest
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    if len(curves) > 1:
+        ax.legend()
+    plt.show()
 
 
 def _logits(channels: int, seed: int) -> torch.Tensor:

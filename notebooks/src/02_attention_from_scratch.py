@@ -26,7 +26,6 @@ except ModuleNotFoundError:  # a fresh machine, such as Colab: from this reposit
 # %%
 import math
 
-import matplotlib.pyplot as plt
 import torch
 
 from ddsa_lab import course
@@ -42,7 +41,6 @@ from ddsa_lab.model.attention import (
     topk_mask,
 )
 from ddsa_lab.model.cost import count_macs
-from ddsa_lab.viz.style import MODE_STYLES
 
 course.start()
 torch.set_printoptions(precision=3, sci_mode=False)
@@ -67,7 +65,7 @@ print(f"channels attend: {48**2:>11,} entries for 48 channels, whatever the size
 
 # %%
 q = k = torch.tensor([[1.0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 1, 1]])  # (C, HW) = (3, 4)
-t = torch.ones(1, 1)
+t = torch.ones(1, 1)  # the temperature, for now 1
 
 # %% [markdown]
 # **As a loop.** The plainest way to say it, and the slowest:
@@ -104,8 +102,8 @@ for temperature in (0.1, 1, 10):
     print(f"t = {temperature:>4}:", dense_weights(temperature * z)[0])
 
 # %% [markdown]
-# Channel 0 and channel 2 share no pixel (cosine 0), and still exchange something: **dense attention never says no.** Hence the idea to keep only
-# the $k$ strongest keys of each row.
+# Channel 0 and channel 2 share no pixel (cosine 0), and still exchange something (even at t = 10, where the 0.000 is 0.00005 in full):
+# **dense attention never says no.** Hence the idea to keep only the $k$ strongest keys of each row.
 #
 # ## 3. Top-k, and why minus infinity
 #
@@ -176,21 +174,7 @@ course.show_matrices(
 a, b = entry.a, entry.b
 p, fused = dense_weights(z), dual_weights(z, k, a, b)
 kept, m = topk_mask(z, k), (p * topk_mask(z, k)).sum(-1, keepdim=True)
-fig, ax = plt.subplots(figsize=(6, 3))
-ax.plot([0, p[0].max()], [0, p[0].max() * (a + b / m[0, 0])], color="0.7", label="p (a + b/m)")
-ax.plot([0, p[0].max()], [0, p[0].max() * a], color="0.7", linestyle="--", label="p a")
-ax.scatter(p[0][kept[0]], fused[0][kept[0]], color=MODE_STYLES["dual"]["color"], label="kept keys", zorder=3)
-ax.scatter(
-    p[0][~kept[0]],
-    fused[0][~kept[0]],
-    color=MODE_STYLES["dense"]["color"],
-    marker="s",
-    label="dropped keys",
-    zorder=3,
-)
-ax.set(xlabel="dense weight p of the key", ylabel="fused weight")
-ax.legend()
-plt.show()
+nb02.draw_gain(p[0], fused[0], kept[0], a, b)
 
 # %% [markdown]
 # *Two straight lines, and every key on one of them. Dropped keys are not gone in dual attention; they are only passed over.*
@@ -221,14 +205,8 @@ scales = torch.logspace(-2, 1.5, 30)
 gains = torch.stack(
     [1 + 1 / (dense_weights(s * logits) * topk_mask(logits, 33)).sum(-1).mean() for s in scales]
 )
-fig, ax = plt.subplots(figsize=(6, 3))
-ax.semilogx(scales, gains, color=MODE_STYLES["dual"]["color"])
-ax.axhline(1 + 48 / 33, color="0.6", linestyle="--")
-ax.axhline(2, color="0.6", linestyle=":")
-ax.annotate("uniform rows: 1 + 48/33", (0.012, 2.46), va="bottom")
-ax.annotate("peaked rows: 1 + b/a", (0.012, 2.01), va="bottom")
-ax.set(xlabel="scale of the logits", ylabel="gain g", ylim=(1.95, 2.52))
-plt.show()
+ends = {"uniform rows: 1 + 48/33": 1 + 48 / 33, "peaked rows: 1 + b/a": 2}
+nb02.draw_curves(scales, {"gain": gains}, "scale of the logits", "gain g", log=True, levels=ends)
 
 # %% [markdown]
 # *The gain of the kept keys over the dropped ones, for a = b and 33 of 48 keys, from nearly uniform rows (left) to peaked ones (right).*
@@ -271,7 +249,7 @@ for mode in ("dense", "sparse", "dual"):
 # and finding the k largest comes on top. In our order all modes cost the same, since the two-level gain is applied to the small C x C matrix before it meets v.
 #
 # Our count is higher on paper all the same (one product of [q, k] with itself instead of one for each head). It is faster on a CPU, because it makes fewer
-# and larger steps; multiply-adds are not seconds.
+# and larger steps (the README has the times); multiply-adds are not seconds.
 #
 # ## 6. Letting the logits decide: sparsemax and entmax
 #
@@ -279,7 +257,9 @@ for mode in ("dense", "sparse", "dual"):
 #
 # $$p_i = \max\bigl(0, (\alpha - 1) z_i - \tau\bigr)^{1/(\alpha - 1)}, \qquad \tau \text{ such that } \textstyle\sum_i p_i = 1.$$
 #
-# $\alpha = 2$ is **sparsemax**, $\alpha = 1.5$ is **1.5-entmax**, and $\alpha \to 1$ is softmax. By hand, sparsemax of (1, 0.5, -1): try two survivors,
+# The threshold $\tau$ is found for each row; what lies below it gets exactly 0. $\alpha = 2$ is **sparsemax**, $\alpha = 1.5$ is **1.5-entmax**, and $\alpha \to 1$ is softmax.
+#
+# By hand, sparsemax of (1, 0.5, -1): try two survivors,
 # $\tau = (1 + 0.5 - 1)/2 = 0.25$, which gives (0.75, 0.25, 0), and indeed -1 lies below 0.25.
 
 # %%
@@ -302,16 +282,11 @@ counts = {
     "1.5-entmax": [float((entmax15(s * rows) > 0).sum(-1).float().mean()) for s in scales],
     "sparsemax": [float((sparsemax(s * rows) > 0).sum(-1).float().mean()) for s in scales],
 }
-fig, ax = plt.subplots(figsize=(6, 3))
-for (name, count), look in zip(counts.items(), ("-", "--", ":")):
-    ax.semilogx(scales, count, look, label=name)
-ax.set(xlabel="scale of the logits", ylabel="keys that survive, of 48")
-ax.legend()
-plt.show()
+nb02.draw_curves(scales, counts, "scale of the logits", "keys that survive, of 48", log=True)
 
 # %% [markdown]
-# *Top-k keeps 33 whatever the row looks like (at the far right the smallest of them underflow to 0). Entmax and sparsemax keep all where the row is flat, and
-# almost one where it is peaked.*
+# *Top-k keeps 33 whatever the row looks like (at the far right the smallest of them underflow to 0). Entmax and sparsemax keep all, or nearly, where the row is
+# flat, and little more than one where it is peaked.*
 #
 # And the logits of the trained network, at the scale that they have?
 
@@ -335,15 +310,9 @@ for name in ("encoder.0.0", "latent.0", "decoder.0.0"):
 # %%
 t = torch.linspace(-1, 1, 201)
 rows = torch.stack([t, torch.zeros_like(t), torch.full_like(t, 0.3), torch.full_like(t, -0.4)], dim=-1)
-fig, ax = plt.subplots(figsize=(6, 3))
-for (name, weights), look in zip(
-    {"top-2": sparse_weights(rows, 2), "sparsemax": sparsemax(rows), "softmax": rows.softmax(-1)}.items(),
-    ("-", "--", ":"),
-):
-    ax.plot(t, weights[:, 0], look, label=name)
-ax.set(xlabel="logit of the first key (others: 0.3, 0, -0.4)", ylabel="its weight")
-ax.legend()
-plt.show()
+shares = {"top-2": sparse_weights(rows, 2), "sparsemax": sparsemax(rows), "softmax": rows.softmax(-1)}
+first = {name: weights[:, 0] for name, weights in shares.items()}
+nb02.draw_curves(t, first, "logit of the first key (others: 0.3, 0, -0.4)", "its weight")
 
 # %% [markdown]
 # *At 0 the first key overtakes the second strongest, and top-2 takes it up from 0 to more than 0.4 at once. A gradient cannot see such a step coming: a dropped key
@@ -414,4 +383,4 @@ nb02.check_sparsemax(answer_4)
 #
 # - **03 Inside the network** puts this layer into a block, and the blocks into a U.
 # - **05 How sparse is attention?** measures m, g and the effective number of keys in trained networks.
-# - `ddsa_lab/model/attention.py` is this notebook as 200 lines of code; read it now.
+# - `ddsa_lab/model/attention.py` is this notebook as about 200 lines of code; read it now.

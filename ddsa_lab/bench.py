@@ -6,6 +6,7 @@ of processes of their own, one for each side. `benchmarks/README.md` explains th
 
 import copy
 import json
+import math
 import os
 import platform
 import resource
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -28,6 +30,7 @@ from ddsa_lab.model.network import DerainTransformer, NetworkConfig
 from ddsa_lab.model.textbook import Textbook, attention
 
 SIDES = ("ours", "textbook")
+GROWTH_SIDES = (128, 256, 512, 1024, 2048)  # pixels; the cost must grow as the number of pixels does
 # What ours runs as on a GPU, each measured on its own against the textbook form in float32.
 GPU_VARIANTS = ("float32", "bfloat16", "bfloat16+compile", "bfloat16+graphs")
 
@@ -53,6 +56,8 @@ def bench(
     presets: list[str], quick: bool = False, repeats: int = 7, out: Path | None = None, device: str = "cpu"
 ) -> list[Result]:
     """Measure, print a table, and write bench.json and bench.png into `out` if given.
+
+    The growth of time with pixels is that of the first preset.
 
     Args:
         presets: networks, see `NetworkConfig.preset`.
@@ -82,11 +87,15 @@ def bench(
                     f"{result.ours:>8.1f} {result.unit:<3} {result.ratio:>6.2f}x",
                     flush=True,
                 )
-    if out is not None:
-        write_json(
-            out / "bench.json",
-            {"machine": facts, "results": [asdict(r) | {"ratio": r.ratio} for r in results]},
+    grown = {} if quick else {presets[0]: growth(configs[presets[0]], min(repeats, 5), device)}
+    for name, found in grown.items():
+        first, last = GROWTH_SIDES[0], GROWTH_SIDES[-1]
+        print(
+            f"{name}, inference from {first}x{first} to {last}x{last}: time grows as pixels to the power {found['slope']:.3f}"
         )
+    if out is not None:
+        rows = [asdict(r) | {"ratio": r.ratio} for r in results]
+        write_json(out / "bench.json", {"machine": facts, "results": rows, "growth": grown})
         _draw(results, facts, out / "bench.png")
     return results
 
@@ -133,6 +142,21 @@ def _inference(name: str, config: NetworkConfig, repeats: int, device: str) -> l
     with torch.inference_mode():
         times = alternate({"ours": lambda: model(x), "textbook": lambda: textbook(x)}, repeats, device)
     return [Result("inference", name, "256x256", **times)]
+
+
+def growth(
+    config: NetworkConfig, repeats: int, device: str, sides: tuple[int, ...] = GROWTH_SIDES
+) -> dict[str, Any]:
+    """Median milliseconds of whole square images, and the slope of log time over log pixels: 1 is linear."""
+    model = DerainTransformer(config).eval().to(device)
+    times = {}
+    with torch.inference_mode():
+        for side in sides:
+            x = torch.rand(1, 3, side, side, device=device)
+            times[side] = alternate({"ours": lambda x=x: model(x)}, repeats, device)["ours"]
+    pixels = [2 * math.log(side) for side in sides]
+    slope = statistics.linear_regression(pixels, [math.log(ms) for ms in times.values()]).slope
+    return {"milliseconds": times, "slope": slope}
 
 
 def _step_size(name: str, device: str) -> tuple[int, int]:

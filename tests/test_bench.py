@@ -38,3 +38,11 @@ def test_too_few_repeats():
 def test_unknown_preset_is_refused_before_anything_is_measured():
     with pytest.raises(LabError, match="unknown preset"):
         bench.bench(["tyni"])
+
+
+def test_growth_is_the_slope_of_log_time_over_log_pixels(monkeypatch):
+    times = iter((3.0, 12.0, 48.0))  # four times the pixels, four times the time
+    monkeypatch.setattr(bench, "alternate", lambda sides, *_: (sides["ours"](), {"ours": next(times)})[1])
+    found = bench.growth(MINI, 3, "cpu", sides=(8, 16, 32))
+    assert found["slope"] == pytest.approx(1.0)
+    assert list(found["milliseconds"]) == [8, 16, 32]

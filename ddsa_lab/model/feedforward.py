@@ -20,8 +20,10 @@ class SpatialGate(nn.Module):
         self.norm = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        statistics = torch.cat([x.amax(dim=1, keepdim=True), x.mean(dim=1, keepdim=True)], dim=1)
-        return self.norm(self.conv(statistics)).sigmoid()
+        # Both branches compute the same. amax is faster, but its gradient looks for ties; max knows where it was.
+        largest = x.max(dim=1, keepdim=True).values if x.requires_grad else x.amax(dim=1, keepdim=True)
+        mean = x.sum(dim=1, keepdim=True) * (1 / x.shape[1])
+        return self.norm(self.conv(torch.cat([largest, mean], dim=1))).sigmoid()
 
 
 class SEFN(nn.Module):

@@ -56,13 +56,15 @@ config = model.config
 #
 # ## 2. SEFN, line by line
 #
-# Words first: three parallel branches that feed one another, with *one shared* 3 x 3 filter $d$ for each channel; then a gate that opens or closes for each *pixel*.
+# SEFN is the *spatial-enhanced feed-forward network*. Words first: a 1x1 convolution makes three stacks of hidden channels, $x_1$, $x_2$ and $x_3$. They go
+# through three branches that feed one another, with *one shared* 3 x 3 filter $d$ for each channel (*depth-wise*: no channel sees another). A second 1x1,
+# $W$, joins the branches; then a gate opens or closes for each *pixel*.
 #
 # $$y_1 = \text{relu}\,d(x_1), \quad y_2 = \text{relu}\,d(y_1 + x_2), \quad y_3 = \text{relu}\,d(y_2 + x_3), \quad
 # \text{out} = y \cdot \text{gate}(y),\;\; y = W[y_1, y_2, y_3].$$
 
 # %%
-spatial_feed_forward(plt.figure(figsize=(8, 2.6)).subplots())
+spatial_feed_forward(plt.figure(figsize=(8, 2.6), dpi=115).subplots())
 plt.show()
 
 # %% [markdown]
@@ -82,7 +84,7 @@ print([int((y > 0).sum()) for y in (y1, y2, y3)])
 # %% [markdown]
 # 9, 25, 49: fields of 3 x 3, 5 x 5 and 7 x 7 pixels, out of a single 3 x 3 filter. That is SEFN's bargain: three scales for nine weights a channel.
 #
-# Now on real features: the output of the first stage, sent through the first block's SEFN by hand.
+# Now on real features (`encoder.0.0` is block 0 of the encoder's stage 0): the output of the first stage, sent through the first block's SEFN by hand.
 
 # %%
 with record(model, keep=("features", "gates")) as rec:
@@ -102,7 +104,7 @@ with torch.inference_mode():
     assert torch.allclose(by_hand, ffn(x), atol=1e-5)
 
 # %% [markdown]
-# Five lines of arithmetic, and the network's own output to five digits. (The package never makes the concatenation: a product with three stacked parts is the sum of three products.)
+# Six lines of arithmetic, and the network's own output to within 0.00001. (The package never makes the concatenation: a product with three stacked parts is the sum of three products.)
 #
 # **The gate** looks at two numbers of each pixel, the largest and the mean of its channels, through a 3 x 3 filter, and ends in a number from 0 to 1. What has it learned?
 
@@ -123,7 +125,8 @@ course.show({"rainy\n": pair.rainy} | scaled)
 # The network makes the image smaller and the channels more, three times, and then goes back. On the way back it joins what it put aside on the way down.
 # Smaller maps see further: at the bottom one pixel stands for 8 x 8.
 #
-# Sizes change without losing a number: *pixel unshuffle* moves each 2 x 2 square into four channels. By hand on a 2 x 4 image:
+# Sizes change without losing a number: *pixel unshuffle* moves each 2 x 2 square into four channels. (A convolution before it halves the channels, so that
+# C become 2C and not 4C.) By hand on a 2 x 4 image:
 
 # %%
 tiny = torch.arange(8.0).view(1, 1, 2, 4)
@@ -186,19 +189,21 @@ assert correlation > 0.8
 # %% [markdown]
 # ## 4. Parameters and multiply-adds by hand
 #
-# One block at C channels, with $h = 2C$ hidden channels (this network's factor) and two branch weights a and b:
+# One block at C channels, with $h = 2C$ hidden channels (this network's factor) and two branch weights a and b. The released code and this package
+# compute the same in another order, so that their multiply-adds differ (notebook 02, section 5):
 #
-# | part | parameters | multiply-adds for each pixel |
-# |---|---|---|
-# | 1x1 to q, k, v | 3C² | 3C² |
-# | depth-wise 3x3 on q, k, v | 27C | 27C |
-# | q kᵀ, and A v twice (dense, sparse) | - | 3C²/heads |
-# | temperature, a, b | heads + 2 | - |
-# | projection | C² | C² |
-# | two norms | 4C | not counted |
-# | SEFN 1x1 in and out | 6hC | 6hC |
-# | SEFN 3x3, shared | 9h | **27h**, used three times |
-# | gate 3x3 on 2 maps, and its BatchNorm | 18 + 2 | 18 |
+# | part | parameters | multiply-adds for each pixel, released | ours |
+# |---|---|---|---|
+# | 1x1 to q, k, v | 3C² | 3C² | 3C² |
+# | depth-wise 3x3 on q, k, v | 27C | 27C | 27C |
+# | q kᵀ; ours: [q, k] with itself | - | C²/heads | 4C² |
+# | product with v; released: dense and sparse | - | 2C²/heads | C² |
+# | projection; ours: folded into the matrix, once for an image | C² | C² | C³/heads for *all* pixels |
+# | temperature, a, b | heads + 2 | - | - |
+# | two norms | 4C | not counted | not counted |
+# | SEFN 1x1 in and out | 6hC | 6hC | 6hC |
+# | SEFN 3x3, shared, used three times | 9h | **27h** | **27h** |
+# | gate 3x3 on 2 maps, and its BatchNorm | 18 + 2 | 18 | 18 |
 #
 # The first block, C = 16 with one head:
 
@@ -211,10 +216,19 @@ print(f"by hand {block:,}, measured {measured:,}")
 assert block == measured
 
 # %% [markdown]
-# The whole network, with `count_parameters` and `count_macs`, which do the same sum for all blocks and add the convolutions between them; and measured with torch's own counter:
+# And its multiply-adds, in our order, against torch's own counter:
 
 # %%
 counted = measured_macs(model, 256, 256)
+each_pixel = 3 * C**2 + 27 * C + 4 * C**2 + C**2 + 6 * h * C + 27 * h + 18
+by_hand = 256 * 256 * each_pixel + C**3 // heads
+print(f"by hand {by_hand:,}, measured {counted['encoder.0.0']:,}")
+assert by_hand == counted["encoder.0.0"]
+
+# %% [markdown]
+# The whole network, with `count_parameters` and `count_macs`, which do the same sum for all blocks and add the convolutions between them:
+
+# %%
 print(
     f"parameters: {count_parameters(config):,} by hand, {sum(p.numel() for p in model.parameters()):,} measured"
 )
@@ -290,7 +304,8 @@ print("stored statistics changed by merely looking:", not torch.equal(before, af
 assert not torch.equal(in_training_mode, restored) and not torch.equal(before, after)
 
 # %% [markdown]
-# Both. A forgotten `eval()` is a quiet bug: nothing crashes, the result merely depends on what else is in the batch, and every photo leaves a trace in the weights.
+# Both. A forgotten `eval()` is a quiet bug: nothing crashes, the result merely depends on what else is in the batch, and every photo leaves a trace in what is
+# stored beside the weights.
 # (`lab.derain` switches to evaluation mode for its own run, whatever it is given. Calling the network yourself, as here, does not.)
 #
 # **A tile changes the attention.** Large photos are processed in tiles to save memory. A convolution does not care, away from the borders. Attention does: its similarities are
@@ -350,5 +365,5 @@ nb03.check_field(field_of_view)
 # ## Where to go on
 #
 # - **04 Train dense, sparse, dual**: make such a network learn.
-# - **07 Why this pixel?** uses the gates and the features to explain single pixels.
+# - **07 Why this pixel?** asks which pixels of the input a single pixel of the result hangs on.
 # - `ddsa_lab/model/network.py` reads like section 3; `ddsa_lab/model/textbook.py` is the same network in the released order of operations.

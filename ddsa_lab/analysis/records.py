@@ -133,7 +133,7 @@ class LayerRecord:
     def gain(self) -> Tensor:
         """g = 1 + b / (a m), by how much kept keys are raised above dropped ones, (B, heads, C).
 
-        1 where there is no sparse branch, infinite where there is no dense one. Source: DESIGN, the mathematics.
+        1 where there is no sparse branch, infinite where there is no dense one. Derived in notebook 02, section 4.
         """
         m = self.mass
         if not self.b:

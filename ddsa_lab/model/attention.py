@@ -83,7 +83,7 @@ class AttentionWeights(nn.Module):
         self.keep = MULTI_KEEP if mode == "multi" else keep
         if mode in ("dual", "multi"):
             count = 2 if mode == "dual" else len(self._keep)
-            # 0.2 each is where the released code starts (DESIGN: fusion). [a, b] for dual, [b1..b4] for multi.
+            # 0.2 each is where the released code starts (notebook 03, section 5). [a, b] for dual, [b1..b4] for multi.
             self.branch = nn.Parameter(torch.full((count,), 0.2))
         else:
             self.register_buffer("branch", torch.ones(2), persistent=False)

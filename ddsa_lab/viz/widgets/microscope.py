@@ -93,7 +93,7 @@ class MicroscopeView:
 
     @property
     def identity(self) -> Tensor:
-        """p (a + b/m) on the kept keys and a p on the others, (heads, C, C). Source: DESIGN, the mathematics."""
+        """p (a + b/m) on the kept keys and a p on the others, (heads, C, C). Derived in notebook 02, section 4."""
         entry, a = self.entry, self.entry.a or 0.0
         return (entry.dense * torch.where(entry.mask, a + entry.b / entry.mass[..., None], a))[0]
 

@@ -216,7 +216,10 @@ def test_the_page_without_code(page, tmp_path):
         page.goto(address, wait_until="commit")
         explorer = microscope(page)
         explorer.locator("img").nth(4).wait_for()
+        browser.SHOTS.mkdir(parents=True, exist_ok=True)
         assert page.locator(".jp-InputArea").count() == 0
+        browser.pixels(explorer.locator("img").nth(4))
+        explorer.screenshot(path=browser.SHOTS / "microscope.png")  # figures/microscope.png is such a one
         use_keep_slider(page, explorer, "voila")
         titles = page.locator(".lm-TabBar-tab")
         assert titles.count() == 6

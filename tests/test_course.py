@@ -16,6 +16,7 @@ from PIL import Image
 
 from ddsa_lab.course import ExerciseError, ask, exercise, fast, number, show, show_matrices, tensor
 from ddsa_lab.course.entmax import entmax15, sparsemax
+from ddsa_lab.course.gallery import show_figure, small_png
 from ddsa_lab.course.instruments import held_out_scores, measured_macs, rainiest_channel
 from ddsa_lab.course.live import LiveCurves
 from ddsa_lab.data.datasets import held_out_pairs
@@ -29,19 +30,19 @@ BY_NAME = [pytest.param(path, id=path.stem) for path in SOURCES]
 sys.path.insert(0, str(NOTEBOOKS))
 import build  # noqa: E402
 
+SOLUTIONS = sorted((NOTEBOOKS / "solutions").glob("0*_*.py"))
+
 
 def solved() -> list:
-    """(checker, right answers, wrong answers) of each exercise that has both in notebooks/solutions."""
+    """(checker, right answer, wrong answers) of each exercise."""
     found = []
-    for path in sorted((NOTEBOOKS / "solutions").glob("0[0-4]_*.py")):
+    for path in SOLUTIONS:
         names = runpy.run_path(str(path))
         checks = importlib.import_module(f"ddsa_lab.course.nb{path.stem[:2]}")
-        for name, answer in names["SOLUTIONS"].items():
-            found.append(
-                pytest.param(
-                    getattr(checks, name), answer, names["WRONG"][name], id=f"{path.stem[:2]}-{name}"
-                )
-            )
+        found += [
+            pytest.param(getattr(checks, name), answer, names["WRONG"][name], id=f"{path.stem[:2]}-{name}")
+            for name, answer in names["SOLUTIONS"].items()
+        ]
     return found
 
 
@@ -74,13 +75,13 @@ def test_placeholders_inside_a_tuple_run(name, capsys):
     assert "Not solved yet" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.stem < "05"], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", BY_NAME)
 def test_every_exercise_of_a_notebook_has_a_solution(path):
     checks = importlib.import_module(f"ddsa_lab.course.nb{path.stem[:2]}")
     names = {name for name in vars(checks) if name.startswith("check_")}
     solutions = runpy.run_path(str(NOTEBOOKS / "solutions" / path.name))
     assert names == set(solutions["SOLUTIONS"]) == set(solutions["WRONG"])
-    assert all(f".{name}(" in path.read_text() for name in names) and len(names) >= 3
+    assert all(f".{name}(" in path.read_text(encoding="utf-8") for name in names) and len(names) >= 3
 
 
 def test_an_exercise_error_is_shown_as_one_line():
@@ -323,3 +324,20 @@ def test_a_notebook_has_the_parts_that_every_notebook_has(path):
         assert part in words or (part == "ailure case" and "it fails" in words), part
     assert any("assert " in cell for cell in code)
     assert sum("check_" in cell for cell in code) >= 3
+
+
+# --- pictures of figures/ ---
+
+
+def test_pictures_shrink_to_a_page_and_keep_their_looks(tmp_path):
+    across = np.linspace(0, 255, 2000).astype(np.uint8)
+    wide = np.broadcast_to(across[None, :, None], (400, 2000, 3))
+    Image.fromarray(np.ascontiguousarray(wide)).save(tmp_path / "wide.png")
+    small = Image.open(io.BytesIO(small_png(tmp_path / "wide.png", width=500)))
+    assert small.size == (500, 100)
+    np.testing.assert_allclose(np.asarray(small.convert("L"))[50], across[2::4], atol=4)
+
+
+def test_a_figure_that_is_not_built_says_how(tmp_path, capsys):
+    show_figure("sweep", tmp_path)
+    assert "ddsa-lab figures sweep" in capsys.readouterr().out

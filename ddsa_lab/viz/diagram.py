@@ -137,8 +137,8 @@ def spatial_feed_forward(ax: "Axes") -> "Axes":
             arrow(ax, before.right, shared.left)
             arrow(ax, above.bottom, (7.85, y + 0.82), (4.75, y + 0.82), before.top)
         arrow(ax, shared.right, relu.left)
-        arrow(ax, relu.right, (8.5, y), (8.5, 2.6), join.left)
-        ax.text(8.32, y + 0.2, f"$y_{i}$", ha="center", fontsize=7, color=FAINT)
+        arrow(ax, relu.right, (8.62, y), (8.62, 2.6), join.left)
+        ax.text(8.43, y + 0.2, f"$y_{i}$", ha="center", fontsize=7, color=FAINT)
         above = relu
     squeeze = part(ax, 10.75, 1.0, "max, mean\nof channels", 1.5, ACTION, 0.8)
     conv = part(ax, 12.3, 1.0, "3×3", 0.8)

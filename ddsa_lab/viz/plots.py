@@ -163,6 +163,7 @@ def sweep_curves(
         ax.annotate(
             f"trained with {trained_at:g}", (trained_at, 0.02), xycoords=("data", "axes fraction"), rotation=90,
             ha="right", va="bottom", fontsize=6.5, color=FAINT, xytext=(-1.5, 0), textcoords="offset points",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
     ax.set(xlabel="share of keys kept", ylabel=ylabel, xlim=(0, 1.02))
     ax.grid(axis="y", visible=True)

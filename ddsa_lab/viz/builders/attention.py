@@ -10,7 +10,7 @@ from ddsa_lab.viz.style import DOUBLE, FAINT, MODE_STYLES, mode_of, subplots
 
 
 def attention(bench: Workbench) -> Drawing:
-    """Draw logits, dense weights, kept keys, sparse weights, fused weights and gain of one head."""
+    """Draw logits, dense weights, kept keys, sparse weights, fused weights and fused over dense of one head."""
     model, head = bench.model(), 0
     layer = list(model.attention_layers())[-1]
     pair = bench.pair("coffee", "heavy", 128)
@@ -31,7 +31,7 @@ def attention(bench: Workbench) -> Drawing:
     kept_mask(mask, axes[0, 2], f"kept keys: {kept} of {channels} in each row")
     attention_matrix(sparse, axes[1, 0], "sparse: softmax over kept keys", limits=(0, top))
     attention_matrix(fused, axes[1, 1], f"fused: {found.a:.2f} dense + {found.b:.2f} sparse")
-    attention_matrix(fused / dense, axes[1, 2], "gain: fused / dense", "cividis")
+    attention_matrix(fused / dense, axes[1, 2], "fused / dense: two levels in each row", "cividis")
     for ax, letter in zip(axes.flat, "abcdef"):
         label_panel(ax, letter)
     axes[0, 0].set(ylabel="queries")
@@ -70,8 +70,8 @@ def sparsity(bench: Workbench) -> Drawing:
         if has_sparse and has_dense:
             sparsity_over_depth(table, axes[2], "gain", "gain $1 + b / (a m)$", mode)
             start = 1 + float((table["channels"] / table["k"]).mean())
-            line = axes[2].axhline(start, color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
-            axes[2].legend([line], ["untrained, $a = b$"])
+            axes[2].axhline(start, color=FAINT, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
+            axes[2].set_title("dashed: all keys alike, $a = b$")
     own = tables[bench.name]
     share = float((own["k"] / own["channels"]).mean())
     if (own["b"] != 0).any():

@@ -35,7 +35,9 @@ def sweep(bench: Workbench) -> Drawing:
     axes[0].set_title("all layers")
     layers = changes(alone, before, ["layer", "select"])
     _dots(layers, axes[1])
-    axes[1].set_title(f"one layer at a time, {ONE_LAYER_KEEP:g} of its keys kept")
+    axes[1].set(
+        title=f"one layer at a time, {ONE_LAYER_KEEP:g} of its keys kept", ylabel="change of PSNR (dB)"
+    )
     for ax, letter in zip(axes, "ab"):
         label_panel(ax, letter)
         ax.axhline(0, color=FAINT, linewidth=0.6, zorder=0)

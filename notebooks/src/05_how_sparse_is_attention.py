@@ -7,7 +7,7 @@
 # - read kept mass and gain, the two numbers that say what top-k does to a layer;
 # - follow them over depth, heads, images and training, and look for channels that nobody uses.
 #
-# **Time:** 2 minutes to run on 2 cores of an Intel Xeon (Sapphire Rapids class), no GPU; about 25 to read.
+# **Time:** 1 minute to run on 2 cores of an Intel Xeon (Sapphire Rapids class), no GPU; about 25 to read.
 # **Memory:** under 1 GB. GPU: not measured yet.
 
 # %%
@@ -47,6 +47,9 @@ course.start()
 #
 # For a uniform row of C keys H = log C and $k_\text{eff}$ = C. For a row with one key H = 0 and $k_\text{eff}$ = 1. For two keys with 1/2 each: 2.
 # So effective k is *the number of equal keys that would be as spread out*.
+#
+# The **Gini coefficient** compares every key with every other: $\sum_i \sum_j |p_i - p_j| \,/\, (2C)$, which is 0 for a uniform row and 1 - 1/C for a
+# row with one key. For (0.7, 0.1, 0.1, 0.1) six ordered pairs differ, by 0.6 each: 3.6 / 8 = 0.45.
 
 # %%
 uniform = torch.full((4,), 0.25)
@@ -65,7 +68,7 @@ pd.DataFrame(
 
 # %%
 assert torch.allclose(sparsity.effective_k(rows[:3]), torch.tensor([4.0, 1.0, 2.0]))
-assert torch.allclose(sparsity.gini(rows[:2]), torch.tensor([0.0, 0.75]), atol=1e-6)
+assert torch.allclose(sparsity.gini(rows), torch.tensor([0.0, 0.75, 0.5, 0.45]), atol=1e-6)
 
 # %% [markdown]
 # ## 2. What top-k adds: kept mass and gain
@@ -113,25 +116,40 @@ assert (spread > 0.8).all()
 assert (table.kept_mass >= table.k / table.channels - 1e-5).all()
 
 # %% [markdown]
+# Spread over nearly all keys is not the same as *equal* keys: entropy forgives factors of two. Compare what a kept key and a dropped key weigh on average,
+# m/k and (1 - m)/(C - k):
+
+# %%
+kept, dropped = layers.kept_mass / layers.k, (1 - layers.kept_mass) / (layers.channels - layers.k)
+times = kept / dropped
+print(
+    f"{layers.k.sum() / layers.channels.sum():.0%} of the keys hold {layers.kept_mass.mean():.0%} of the mass"
+)
+print(f"a kept key weighs {times.min():.1f} to {times.max():.1f} times as much as a dropped one")
+assert (times > 1).all() and (times < 4).all()
+
+# %% [markdown]
 # > **Paper:** the top-k branch is there to keep the attention that matters most.
 # >
 # > **Released code:** keeps `int(7*C/10)` keys in every layer, whatever the row looks like; both branch weights start at 0.2.
 # >
-# > **Measured here:** this small network's dense rows are nearly flat, so 70 % of the keys hold little more than 70 % of the mass. There is no small
-# > group of strong keys to be found. A wide network trained for long may differ; that has to be measured, not assumed.
+# > **Measured here:** this small network's dense rows are close to flat. The kept keys hold about a sixth more of the mass than they would in a
+# > flat row, and there is no small group of strong keys to be found. A wide network trained for long may differ; that has to be measured, not assumed.
 
 # %%
 _, axes = plt.subplots(1, 3, figsize=(course.WIDTH, 2.9))
-for ax, measure in zip(axes, ("effective_k", "kept_mass", "gain")):
-    plots.sparsity_over_depth(table, ax, measure)
+table["share"] = table.effective_k / table.channels
+labels = {"share": "effective k / C", "kept_mass": "kept mass m", "gain": "gain g"}
+for ax, (measure, label) in zip(axes, labels.items()):
+    plots.sparsity_over_depth(table, ax, measure, label)
     ax.tick_params(axis="x", labelrotation=60)
 plt.show()
 
 # %% [markdown]
 # *Over depth, from the first layer to the last. Small marks are heads, the line joins the layers' means. The last layer has 32 keys for each head, the
-# others 16.*
+# others 16, so effective k is drawn as a share of them. Mind the axes: none of them starts at 0.*
 #
-# The gain is not a matter of the mass alone: it hangs on b/a, which training chose for each layer.
+# The gain is not a matter of the mass alone: it depends on b/a too, which training chose for each layer.
 #
 # ## 4. Heads
 #
@@ -145,8 +163,9 @@ between_heads = (
 print(latent.round(3).to_string(), "", between_heads.round(3).to_string(), sep="\n")
 
 # %% [markdown]
-# The *overlap* of two key sets is the share of their union that both hold (Jaccard): 1 for the same set, 0 for disjoint sets. Two sets drawn by
-# lot overlap too, by `chance`. Between heads we find chance, and must: key 3 of one head and key 3 of another are different channels.
+# In how sparse they are the heads hardly differ. The *overlap* of two key sets is the share of their union that both hold (Jaccard): 1 for the same set, 0
+# for disjoint sets. Two sets drawn by lot overlap too, by `chance`. Between heads we find chance, and must: key 3 of one head and key 3 of another are
+# different channels.
 #
 # ## 5. Overlap between images
 #
@@ -185,7 +204,7 @@ rarest.round(3)
 #
 # ## 7. Before, during and after training
 #
-# The same network with its weights as they were before the first step:
+# A network of the same shape with fresh weights, as every training starts with:
 
 # %%
 fresh = lab.DerainTransformer(model.config).eval()
@@ -236,8 +255,10 @@ for ax, measure in zip(axes, ("kept_mass", "gain", "overlap_before")):
 plt.show()
 
 # %% [markdown]
-# *One line for each layer, from dark (first) to light (last). The choice of keys moves most while the learning rate is high; it follows its
-# schedule down to almost nothing at the end, so that the last values say as much about the schedule as about attention.*
+# *One line for each layer, from dark (first) to light (last).*
+#
+# It rises: the choice of keys moves most at first, while the learning rate is high. The learning rate follows its schedule down to almost nothing at the
+# end, so the last values say as much about the schedule as about attention.
 #
 # ## 8. A failure case: the mean that describes nobody
 #
@@ -246,7 +267,7 @@ plt.show()
 # %%
 mixed = torch.cat([torch.eye(8)[:4], torch.full((4, 8), 1 / 8)])
 each = sparsity.effective_k(mixed)
-print(f"mean effective k {each.mean():.1f}; the rows have {each.tolist()}")
+print(f"mean effective k {each.mean():.1f}; the rows have {each.round(decimals=2).tolist()}")
 assert not any(abs(one - each.mean()) < 1 for one in each)
 
 # %% [markdown]
@@ -263,7 +284,14 @@ plt.gca().set(xlabel="effective k / C of each row", ylabel="rows")
 plt.legend(fontsize=8)
 plt.show()
 
+# %%
+lowest = float((single.effective_k / single.channels).min())
+print(f"of {len(single)} rows, the least spread has an effective k of {lowest:.0%} of its keys")
+assert lowest > bins[0]  # the picture leaves no row out
+
 # %% [markdown]
+# Here the rows do lie together, and the mean describes them. Now we know; before we hoped.
+#
 # A second trap: sparse is not the same as *important*. A row with one strong key may belong to a channel that the next layer ignores. What a measure of
 # sparsity cannot say, an intervention can: notebook 06.
 #

@@ -7,7 +7,7 @@
 # - measure what a smaller k costs, and compare with random and weakest keys: the control that tells whether *which* keys matters;
 # - say what such an intervention can show about a network, and what it cannot.
 #
-# **Time:** 3 minutes to run on 2 cores of an Intel Xeon (Sapphire Rapids class), no GPU; about 25 to read, longer if you play.
+# **Time:** 1 minute to run on 2 cores of an Intel Xeon (Sapphire Rapids class), no GPU; about 25 to read, longer if you play.
 # **Memory:** under 1 GB. GPU: not measured yet.
 
 # %%
@@ -96,10 +96,10 @@ means.round(2)
 
 # %%
 curves = table.groupby(["keep", "select"], as_index=False).psnr.agg(mean="mean", low="min", high="max")
-ax = plots.sweep_curves(curves, plt.figure(figsize=(7, 3.4)).subplots(), trained_at=0.7)
+ax = plots.sweep_curves(curves, plt.figure(figsize=(7, 3.6)).subplots(), trained_at=0.7, legend=False)
 untouched = sum(lab.psnr(pair.rainy, pair.clean) for _, pair in pairs) / len(pairs)
 ax.axhline(untouched, color="grey", linestyle=":", label="rainy input")
-ax.legend()
+ax.figure.legend(loc="outside upper center", ncols=4)
 plt.show()
 
 # %% [markdown]
@@ -118,9 +118,10 @@ assert means.loc[1.0].max() - means.loc[1.0].min() < 1e-3  # every key is kept, 
 # >
 # > **Released code:** k is a constant of the code; it is the same in training and in use, and no control with other keys is run.
 # >
-# > **Measured here:** with few keys the strongest beat random ones, and the weakest are worst. Notebook 05 found the dense rows nearly flat, so
-# > the weakest keys carry almost as much weight as the strongest. A likely reason for the large difference all the same: the network was trained with
-# > *these* keys amplified, and every later layer counts on it.
+# > **Measured here:** with few keys the strongest beat random ones, and the weakest are worst: at 30 % they hardly improve on the rainy input, and with
+# > fewer they do harm. From half of the keys on, random ones cost little. In the dense rows a kept key weighs only about twice as much as a dropped one
+# > (notebook 05). A likely reason for the large difference all the same, not tested here: the network was trained with *these* keys amplified, and every
+# > later layer counts on it.
 #
 # ## 4. One layer at a time
 #
@@ -130,7 +131,8 @@ assert means.loc[1.0].max() - means.loc[1.0].min() < 1e-3  # every key is kept, 
 where = sweep(model, pairs[:2], (0.1,), ("top", "random"), per_layer=True, progress=False)
 as_trained = sum(lab.psnr(lab.derain(model, pair.rainy), pair.clean) for _, pair in pairs[:2]) / 2
 loss = where.pivot_table(index="layer", columns="select", values="psnr", sort=False) - as_trained
-loss[["top", "random"]].plot.barh(
+names = {"top": "strongest keys", "random": "random keys"}
+loss[list(names)].rename(columns=names).rename_axis(columns=None).plot.barh(
     figsize=(7, 3), xlabel="change of PSNR (dB), one layer at keep = 0.1"
 ).invert_yaxis()
 plt.show()
@@ -142,8 +144,9 @@ print(f"the layer that minds most: {loss.top.idxmin()} ({loss.top.min():+.2f} dB
 assert together < 0 and loss.top.min() < loss.top.max()
 
 # %% [markdown]
-# The losses need not add up: what one layer spoils, a later one may mend, or make worse. And a layer whose b is small (notebook 05 prints them) hardly
-# notices what its sparse branch keeps.
+# The losses need not add up: what one layer spoils, a later one may mend, or make worse. Where random keys cost much more than the strongest, the choice
+# matters; where both cost alike, it is their number. And a layer whose b is small (notebook 05 prints them) hardly notices what its sparse branch keeps.
+# All this from two photos and one draw of keys: `figures/sweep.png` has more of both, with intervals.
 #
 # The same as an explorer: choose a point of any curve and see its photo.
 
@@ -171,7 +174,8 @@ for label, dB in scores.items():
 # %% [markdown]
 # Keys of another photo cost something, though most of them are the same keys (notebook 05): on this photo, the part of the choice that belongs to the
 # photo matters. The two lines above it need more care. Silencing a branch changes two things: *which* keys count, and *how much* comes out of the
-# layer at all. A fair test keeps the amount and changes the keys, as the random control and the swapped keys do. Here is the amount alone, with all keys at one level:
+# layer at all. A fair test keeps the amount and changes the keys, as the random control and the swapped keys do. The amount is what a row of fused weights
+# sums to:
 
 # %%
 with record(model) as rec:

@@ -7,8 +7,8 @@
 # - say how far a map can be trusted: completeness, a score against the *known* streaks, and a control with random weights;
 # - read a local attribution map and its diffusion index.
 #
-# **Time:** 3 minutes to run on 2 cores of an Intel Xeon (Sapphire Rapids class), no GPU; about 25 to read.
-# **Memory:** about 2 GB. GPU: not measured yet.
+# **Time:** 1 minute to run on 2 cores of an Intel Xeon (Sapphire Rapids class), no GPU; about 25 to read.
+# **Memory:** under 1 GB. GPU: not measured yet.
 
 # %%
 try:
@@ -102,14 +102,14 @@ plt.show()
 # *Where each method finds the reasons (absolute contributions), over the photo in grey. The box is the window that is explained.*
 #
 # The **completeness gap** says what part of the change a map leaves unexplained. Integrated gradients approach 0 with more steps; the other two
-# promise nothing. (Gradient x input comes close where a network is nearly linear in its input.) For networks with top-k there is a catch: the kept keys
+# promise nothing. (Gradient x input comes close where a network is nearly linear in its input.) The baseline x' is the photo, blurred until streaks are
+# gone; gradient x input counts from black. For networks with top-k there is a catch: the kept keys
 # jump along the path, and no gradient sees a jump. So `attribute` holds the keys that the image itself kept, and reports what their choice is worth:
 
 # %%
 paths = maps["integrated gradients"]
-print(
-    f"gap {paths.gap:.2%} with {steps} steps; the choice of keys on the baseline would change it by {paths.choice:+.3g}"
-)
+print(f"F(x) - F(x') = {paths.change:.3g}, and {paths.gap:.2%} of it unexplained with {steps} steps")
+print(f"with keys of its own choice, F(x') would change by {paths.choice:+.3g}")
 assert paths.gap < course.fast(0.05, 1.0)
 
 # %% [markdown]
@@ -167,13 +167,18 @@ for ax, (name, found) in zip(axes, answers.items()):
     box(ax, window)
 plt.show()
 
+# %% [markdown]
+# *Red pixels add to the number, blue ones take from it. Each map has a scale of its own.*
+#
+# How much of each map lies inside the window?
+
 # %%
 within = {name: float(window.cut(found.heat).sum() / found.heat.sum()) for name, found in answers.items()}
 print({name: f"{share:.0%} of the heat inside the window" for name, share in within.items()})
 
 # %% [markdown]
-# Ask for brightness and you learn that the output looks like the input. Ask for the rain removed, and the copy cancels. The streak score tells the two
-# questions apart as well:
+# About the same share for all three: *where* a map is does not tell the questions apart. Ask for brightness and you learn that the output looks like the
+# input. Ask for the rain removed, and the copy cancels. The streak score tells these two questions apart:
 
 # %%
 ratios = {
@@ -184,13 +189,13 @@ assert ratios["rain removed"] > ratios["brightness"]
 
 # %% [markdown]
 # The map of brightness does not prefer streaks; that of the rain removed does, though by this method only a little (integrated gradients, in the table
-# above, see more). **The question is half of the explanation.**
+# above, see more). The error sits on streaks as well, since most of what the network gets wrong lies there. **The question is half of the explanation.**
 #
 # ## 5. Local attribution: how far does it look?
 #
 # Channel attention weighs channels by sums over *all* pixels, so in principle every pixel can matter to every other. The local attribution map (Gu and
-# Dong, 2021) starts from a slightly blurred image, so that details arrive everywhere at once, and asks for the edges in the window. Its **diffusion index** is
-# 100 (1 - Gini): near 0 when one pixel does it all, 100 when all count alike.
+# Dong, 2021) starts from a slightly blurred image, so that details arrive everywhere at once, and asks for the edges in the window. Its **diffusion
+# index** is 100 (1 - Gini), with the Gini coefficient of notebook 05 taken over all pixels: near 0 when one pixel does it all, 100 when all count alike.
 
 # %%
 local = local_attribution(model, pair.rainy, window, steps=course.fast(32, 4), chunk=4)
@@ -204,10 +209,12 @@ plt.show()
 inside_share = float(window.cut(local.heat).sum() / local.heat.sum())
 area_share = window.height * window.width / size**2
 print(f"{inside_share:.0%} of the heat lies inside the window, which is {area_share:.0%} of the image")
+print(f"{(local.heat > 0).float().mean():.0%} of all pixels have some")
 assert area_share < inside_share < 1 and 0 < local.diffusion < 100
 
 # %% [markdown]
-# Most reasons are near, and some heat is everywhere: the convolutions look around the corner, attention looks at sums over the image.
+# Most reasons are near, and a little heat is everywhere, too little to be seen in the picture: the convolutions look around the corner, attention looks at
+# sums over the image.
 #
 # ## 6. A failure case: an explanation of nothing
 #
@@ -230,9 +237,9 @@ print(f"largest rank correlation of |map| with that of a random network: {highes
 assert highest > 0.1
 
 # %% [markdown]
-# Compare the two columns. The *signs* of the map depend on what was learned; *where* it is large depends largely on the window, which
-# is near in any convolutional network, and on bright pixels. A colourful blob in the right place is therefore no evidence. Signed maps, the streak score,
-# and this control are.
+# Compare the two columns: the first ranks pixels with their signs, the second without. The *signs* of the map depend on what was learned; *where* it is
+# large depends in good part on the distance from the window, which counts in any convolutional network, and on bright pixels. A colourful blob in the
+# right place is therefore no evidence. Signed maps, the streak score, and this control are.
 #
 # Some methods are refused here outright, with the reason:
 

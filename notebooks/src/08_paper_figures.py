@@ -67,9 +67,9 @@ assert all(same)
 show_figure("metrics", folder / "first")
 
 # %% [markdown]
-# **`metrics`: one restored photo under four rulers.** (a) the pair and its error; (b) the two luma scales, with one peak; (c) the same image scored under each
-# protocol. Claim: MATLAB's luma adds 20 log10(255/219) = 1.32 dB, whatever the image. Evidence: the derivation in (b), one image in (c), which is enough,
-# since it holds for every image. We check it from the numbers beside the figure, without any network:
+# **`metrics`: one restored photo under four rulers.** (a) the photo and its error; (b) the two luma scales, with one peak; (c) the same image scored under
+# each protocol. Claim: MATLAB's luma adds 20 log10(255/219) = 1.32 dB, whatever the image. Evidence: the derivation in (b), which holds for every image; one
+# image in (c) shows it. We check it from the numbers beside the figure, without any network:
 
 # %%
 facts = json.loads((folder / "first" / "metrics.json").read_text())
@@ -100,20 +100,22 @@ show_figure("cost", folder / "first")
 #
 # > **Predict** before each: what would the picture look like if top-k did nothing at all?
 #
-# **`diagram`: the network.** Drawn from its configuration, not by hand, so that it cannot disagree with the code.
+# **`diagram`: the two halves of a block**, in the order of the released code. It shows structure and no measurement: follow each arrow in
+# `ddsa_lab/model/attention.py` and `feedforward.py` to check it.
 
 # %%
 show_figure("diagram")
 
 # %% [markdown]
 # **`comparison`: restored photos side by side**, with zooms and errors. Look at the errors, not at the photos: the eye forgives what a difference map shows.
-# Photos and windows were fixed beforehand; a picture chosen afterwards proves nothing.
+# Below each error stands its PSNR (protocol `y_uint8`). Two cases show what errors look like; which network is better they cannot say.
 
 # %%
 show_figure("comparison")
 
 # %% [markdown]
-# **`table`: scores with intervals.** Also as `.tex`, `.md` and `.csv`. Read the interval of the *difference*, not the two means.
+# **`table`: mean scores** on 8 crops for each rain; PSNR in dB, protocol `y_uint8`. Also as `.tex`, `.md` and `.csv`. Bold is the highest of a column and
+# no claim: there is one training seed of each network, and a mean without an interval does not say whether another seed would turn the order round.
 
 # %%
 show_figure("table")
@@ -125,7 +127,8 @@ show_figure("table")
 show_figure("attention")
 
 # %% [markdown]
-# **`sparsity`: measures over depth** (notebook 05): effective k, kept mass, gain. The reference is the uniform row: C, k/C and 1 + b C/(a k).
+# **`sparsity`: measures over depth** (notebook 05): effective k, kept mass, gain. The reference is the uniform row: effective k / C = 1, m = k/C, and with
+# a = b, as training starts, g = 1 + C/k. The dense network has no sparse branch, hence no kept mass, and only the dual one has a gain.
 
 # %%
 show_figure("sparsity")
@@ -138,7 +141,8 @@ show_figure("sparsity")
 show_figure("sweep")
 
 # %% [markdown]
-# **`training`: how the networks learned, and how a and b moved** from where they started, 0.2. One seed each: good for seeing, not for claiming.
+# **`training`: how the networks learned, and how a and b moved** from where they started, 0.2. Panel (c) is a run of its own, shorter than the others, that
+# recorded them. One seed each: good for seeing, not for claiming.
 
 # %%
 show_figure("training")
@@ -149,6 +153,15 @@ show_figure("training")
 
 # %%
 show_figure("attribution")
+
+# %% [markdown]
+# **`study`: variants compared fairly**, made by `ddsa-lab study studies/attention.json` (notebook 09). On the left each dot is one seed; on the right
+# stands the *difference* from dense attention, with its 95 % interval. Only an interval that lies wholly on one side of 0 supports a claim, and each
+# stands alone: of twenty variants that change nothing, one would look decided. Sparse and dual attention support none here, at the tiny size and 200
+# steps; another feed-forward network (MSFN) does.
+
+# %%
+show_figure("study")
 
 # %% [markdown]
 # ## 4. A figure of your own network
@@ -179,6 +192,7 @@ with style():
     for name, table in tables.items():
         plots.sparsity_over_depth(table, ax, "kept_mass", "kept mass m", mode=name.split("-")[0])
         ax.lines[-1].set_label(name)
+    ax.legend()
     save_pdf(figure, folder / "kept_mass.pdf")
     save_png(figure, folder / "kept_mass.png")
     save_json(
@@ -218,8 +232,8 @@ print(f"on the left B's bar is {looks:.1f} times as long; its squared error is {
 assert looks > 2 * is_so
 
 # %% [markdown]
-# And an axis from 0 whispers: 0 dB means nothing for PSNR, so no axis is "right" and bars are the wrong picture. Draw *differences with intervals*, as the
-# table does.
+# And an axis from 0 whispers: 0 dB means nothing for PSNR, so no axis is "right" and bars are the wrong picture. Draw *differences with intervals*, as
+# `study` does.
 #
 # ## 6. Exercises
 #

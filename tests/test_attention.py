@@ -129,7 +129,7 @@ def test_sparse_rows_sum_to_one_with_exactly_k_entries_even_among_ties(keep):
 
 
 def test_two_level_gain():
-    """a * dense + b * sparse = p (a + b/m) on the kept keys and a p elsewhere (DESIGN: the mathematics)."""
+    """a * dense + b * sparse = p (a + b/m) on the kept keys and a p elsewhere."""
     z, dual = logits(), layer(keep=0.5).weights
     p, kept = at.dense_weights(z), at.topk_mask(z, 4)
     a, b = dual.branch

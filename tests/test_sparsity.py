@@ -190,7 +190,7 @@ def test_a_real_network_gives_one_row_for_each_layer_image_and_head():
     }
     assert table.drop_duplicates("layer").depth.tolist() == list(range(7))
     assert table.drop_duplicates("layer").stage.tolist() == [name.rpartition(".")[0] for name in heads]
-    # DESIGN: g is about 2.45 at initialisation, where p is nearly uniform
+    # a = b and p nearly uniform, so that m = 0.69 and g = 1 + 1 / 0.69
     assert table.gain.mean() == pytest.approx(2.4, abs=0.2)
 
 

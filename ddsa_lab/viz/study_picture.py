@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddsa_lab.files import atomic_write
+from ddsa_lab.viz.plots import label_panel
 from ddsa_lab.viz.style import ACCENT, DOUBLE, FAINT, INK, style
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def draw_study(scores: "DataFrame", table: "DataFrame", path: Path, protocol: st
         left, right = figure.subplots(1, 2, sharey=True)
         gains(scores[scores["protocol"] == protocol], table, left, protocol)
         differences(table, right)
+        for ax, letter in zip((left, right), "ab"):
+            label_panel(ax, letter)
         with atomic_write(path) as temporary:
             figure.savefig(temporary, dpi=200)
 
@@ -46,14 +49,17 @@ def gains(scores: "DataFrame", table: "DataFrame", ax: "Axes", protocol: str) ->
 
 
 def differences(table: "DataFrame", ax: "Axes") -> "Axes":
-    """Draw mean differences to the first row's variant with 95 % intervals; decided ones are coloured."""
+    """Draw mean differences to the first row's variant with 95 % intervals: filled where decided, open where undecided."""
     for row, entry in enumerate(table.itertuples()):
         if row == 0 or entry.difference != entry.difference:
             continue
-        colour = ACCENT if entry.verdict in ("better", "worse") else INK
+        decided = entry.verdict in ("better", "worse")
+        colour = ACCENT if decided else INK
         ax.plot([entry.low, entry.high], [row, row], color=colour, linewidth=1.4)
-        ax.plot(entry.difference, row, "o", color=colour, markersize=4)
+        face = colour if decided else "white"
+        ax.plot(entry.difference, row, "o", color=colour, markersize=4.5, markerfacecolor=face)
     ax.axvline(0, color=FAINT, linewidth=0.8)
+    ax.set_title("open: undecided (the interval contains 0)")
     ax.set(xlabel=f"PSNR difference to {table['variant'].iloc[0]} (dB), 95 % interval", ylabel="")
     ax.grid(axis="x", visible=True)
     return ax

@@ -4,7 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # Pins torch to its CPU build, as far as the machine has no GPU driver.
 export PIP_CONSTRAINT := $(if $(shell command -v nvidia-smi 2>/dev/null),,constraints.txt)
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: demo test test-slow test-browser lab explore lint notebooks figures bench clean
 
@@ -21,7 +20,7 @@ test-browser: $(VENV)/installed-dev ## JupyterLab and voila in a real Chromium
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 lab: $(VENV)/installed             ## JupyterLab in notebooks/
-	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=notebooks $(ARGS)
+	$(BIN)/ddsa-lab lab $(ARGS)
 
 explore: $(VENV)/installed         ## the explorers as a page without code
 	$(BIN)/ddsa-lab explore $(ARGS)

@@ -5,13 +5,14 @@ Exit codes: 0 done, 1 done but some files failed, 2 wrong input, 130 interrupted
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ddsa_lab import __version__
-from ddsa_lab.errors import LabError
+from ddsa_lab.errors import LabError, choose
 
 DEFAULT_WEIGHTS = "dual-tiny"
 
@@ -20,9 +21,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    # Two spinning OpenMP threads beside another busy process slow one another down many times over.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # OpenMP threads that wait for work spin for some 30 microseconds, then sleep. Never to spin costs a quarter of a
+    # training step; to spin for longer slows two busy processes down many times over.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
+        load_torch()
         return args.run(args) or 0
     except LabError as error:
         print(f"ddsa-lab {args.command}: {error}", file=sys.stderr)
@@ -34,6 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`... | head`); nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def load_torch() -> None:
+    """Import torch; Ctrl-C meanwhile ends the process quietly, where an exception within its C++ start would abort it."""
+    if "torch" in sys.modules or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    import torch  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names defaults where there are any, and the text does not name them itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "(default" in (action.help or "")
+        return action.help if told or action.default in (None, False) else super()._get_help_string(action)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=help_line,
             description=help_line,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
         )
         add(command)
         command.set_defaults(run=run)
@@ -106,7 +128,7 @@ def run_demo(args: argparse.Namespace) -> int:
 def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     parser.add_argument(
-        "--preset", default="tiny", help="network: tiny, small, idt_ddsa, restormer, drsformer"
+        "--preset", help="network: tiny, small, idt_ddsa, restormer, drsformer (default: tiny)"
     )
     parser.add_argument("--mode", help="attention: dense, sparse, dual or multi (default: the preset's)")
     parser.add_argument("--keep", type=float, help="share of keys that the sparse branch keeps, in (0, 1]")
@@ -144,6 +166,8 @@ def run_train(args: argparse.Namespace) -> int:
     from ddsa_lab.training.loop import fit
 
     config = train_config(args)
+    if args.resume and not (args.out / "config.json").is_file():
+        raise LabError(f"{args.out} holds no run to resume: leave out --resume to begin one there")
     # Pairs have rain of their own kind: bundled photos under synthetic rain would not measure them.
     validation = () if args.pairs else held_out_pairs(args.rain)
     result = fit(
@@ -163,12 +187,18 @@ def train_config(args: argparse.Namespace):
     from ddsa_lab.training.config import TrainConfig
 
     changes = {
-        name: getattr(args, name) for name in ("mode", "keep", "ffn") if getattr(args, name) is not None
+        name: getattr(args, name)
+        for name in ("preset", "mode", "keep", "ffn")
+        if getattr(args, name) is not None
     }
+    if args.mode == "dense" and args.keep is not None:
+        raise LabError("--mode dense keeps all keys: leave out --keep, or choose sparse or dual")
     if args.start_from and changes:
         raise LabError(f"--from keeps the network of its weights: leave out --{next(iter(changes))}")
     network = (
-        load(args.start_from).config if args.start_from else NetworkConfig.preset(args.preset, **changes)
+        load(args.start_from).config
+        if args.start_from
+        else NetworkConfig.preset(changes.pop("preset", "tiny"), **changes)
     )
     steps = 500 if args.steps is None and args.seconds is None else args.steps
     return TrainConfig(
@@ -222,6 +252,8 @@ def run_study(args: argparse.Namespace) -> int:
             config = replace(config, train={**config.train, "photos": args.photos})
         if args.held_out:
             config = replace(config, validation=replace(config.validation, photos=args.held_out))
+        if args.baseline:
+            choose("variant", args.baseline, config.variants)
         out = run(
             config, args.out or Path("runs") / args.study.stem, workers=args.workers, cluster=args.cluster,
             devices=args.devices, nodes=args.nodes, accelerator=args.accelerator,
@@ -231,7 +263,8 @@ def run_study(args: argparse.Namespace) -> int:
     table = write_study(out, baseline=args.baseline, protocol=protocol)
     draw_study(collect_runs(out), table, out / "study.png", protocol)
     print((out / "table.md").read_text(encoding="utf-8"))
-    print(f"{int(table['seeds'].min())} seeds each; scores, tables and study.png are in {out}")
+    seeds = int(table["seeds"].min())
+    print(f"{seeds} seed{'s' * (seeds != 1)} each; scores, tables and study.png are in {out}")
     return 0
 
 

@@ -86,6 +86,12 @@ BAD = {
         "train --out run --from net.safetensors --mode dense",
         "leave out --mode",
     ),
+    "another preset beside weights": (
+        "train --out run --from net.safetensors --preset small",
+        "leave out --preset",
+    ),
+    "keep where all keys are kept": ("train --out run --mode dense --keep 0.5", "leave out --keep"),
+    "resuming nothing": ("train --out nowhere --resume", "holds no run to resume"),
     "fine-tuning nothing": ("train --out run --from missing.safetensors", "no checkpoint at"),
     "no clean photos": ("train --out run --photos empty --steps 1", "empty"),
     "a folder to check": ("data check empty", "no pairs"),

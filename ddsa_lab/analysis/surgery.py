@@ -104,7 +104,7 @@ def _branch_for(name: str, weights: AttentionWeights, branch: Sequence[float | N
 def _require_sparse_branch(name: str, weights: AttentionWeights) -> None:
     if not weights.branches()[1]:
         raise LabError(
-            f"{name} has no sparse branch, so there are no kept keys to change: add mode='sparse' or choose other layers"
+            f"{name} has no sparse branch, so there are no kept keys to change: switch it to mode sparse, or choose other layers"
         )
 
 

@@ -74,7 +74,7 @@ def register_heif(path: Path) -> None:
         import pillow_heif
     except ImportError:
         raise LabError(
-            f"{shown(path)} is a HEIC photo, which needs an optional reader: pip install 'ddsa-lab[heic]'"
+            f"{shown(path)} is a HEIC photo, which needs an optional reader: pip install pillow-heif"
         ) from None
     pillow_heif.register_heif_opener()
 

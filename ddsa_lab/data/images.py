@@ -132,13 +132,18 @@ def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """Image files of a folder in natural order (2.png before 10.png); hidden files are left out.
 
     Raises:
-        LabError: `folder` is missing or not a folder.
+        LabError: `folder` is missing, not a folder, or cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise LabError(f"{shown(folder)} is {'a file, not a folder' if folder.exists() else 'not there'}")
+
+    def unreadable(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise LabError(f"{shown(folder)} cannot be read: {error.strerror}") from error
+
     found = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         found += [Path(root, name) for name in names if not name.startswith(".")]
     return sorted((path for path in found if path.suffix.lower() in IMAGE_SUFFIXES), key=natural_key)

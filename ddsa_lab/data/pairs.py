@@ -232,7 +232,11 @@ def _named(found: list[tuple[Path, Path]]) -> list[Pair]:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_key)
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise LabError(f"{shown(folder)} cannot be read: {error.strerror}") from error
+    return sorted((p for p in entries if p.is_dir() and not p.name.startswith(".")), key=natural_key)
 
 
 def _all_images(folder: Path) -> list[Path]:

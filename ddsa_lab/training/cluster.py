@@ -58,7 +58,7 @@ def _connected(address: str) -> "Client":
     try:
         from distributed import Client
     except ImportError as error:
-        raise LabError("a cluster needs dask.distributed: pip install 'ddsa-lab[cluster]'") from error
+        raise LabError("a cluster needs dask.distributed: pip install 'dask[distributed]'") from error
     try:
         client = Client(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:

@@ -4,8 +4,10 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+from ddsa_lab.data.rain import find_presets
 from ddsa_lab.errors import LabError, choose
 from ddsa_lab.model.network import NetworkConfig
 
@@ -58,7 +60,14 @@ class TrainConfig:
         if not isinstance(self.network, NetworkConfig):
             raise LabError(f"network must be a NetworkConfig, found {type(self.network).__name__}")
         for name in ("betas", "patch_schedule"):
-            object.__setattr__(self, name, _tuples(getattr(self, name)))
+            value = getattr(self, name)
+            if not isinstance(value, list | tuple):
+                raise LabError(f"{name} must be a list, found {value!r}")
+            object.__setattr__(self, name, _tuples(value))
+        for name in ("photos", "pairs", "start_from"):
+            if not isinstance(getattr(self, name), str | Path | None):
+                raise LabError(f"{name} must be a name or path, found {getattr(self, name)!r}")
+        find_presets(self.rain)
         choose("precision", self.precision, PRECISIONS)
         if (self.steps is None) == (self.seconds is None):
             raise LabError("give exactly one budget: steps or seconds")

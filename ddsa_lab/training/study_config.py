@@ -10,7 +10,7 @@ from typing import Any
 
 from ddsa_lab.data.datasets import held_out_pairs
 from ddsa_lab.data.photos import HELD_OUT_PHOTOS
-from ddsa_lab.data.rain import RainyPair
+from ddsa_lab.data.rain import RainyPair, find_presets
 from ddsa_lab.errors import LabError, choose
 from ddsa_lab.model.network import NetworkConfig
 from ddsa_lab.training.config import TrainConfig, check_fields
@@ -32,9 +32,18 @@ class HeldOut:
     seed: int = 1000  # of the rain; apart from the seeds that runs are trained with
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rain", (self.rain,) if isinstance(self.rain, str) else tuple(self.rain))
-        if not self.rain or (self.count is not None and self.count < 1):
-            raise LabError("validation needs at least one rain and one photo")
+        rain = (self.rain,) if isinstance(self.rain, str) else self.rain
+        object.__setattr__(self, "rain", _several("validation.rain", rain, str, "names"))
+        for name in self.rain:
+            find_presets(name)
+        if not isinstance(self.photos, str | Path | None):
+            raise LabError(f"validation.photos must name a folder, found {self.photos!r}")
+        for name, least in (("size", 1), ("count", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not (value is None and name == "count") and not (_whole(value) and value >= least):
+                raise LabError(
+                    f"validation.{name} must be a whole number of at least {least}, found {value!r}"
+                )
 
     def pairs(self) -> list[tuple[str, str, RainyPair]]:
         """Return (name, scene, pair) of each.
@@ -89,12 +98,17 @@ class StudyConfig:
     network: Mapping[str, Any] = field(default_factory=lambda: {"preset": "tiny"})
     train: Mapping[str, Any] = field(default_factory=lambda: {"steps": 300})
     seeds: tuple[int, ...] = (0, 1, 2)
-    validation: HeldOut = HeldOut()
+    validation: HeldOut = field(default_factory=HeldOut)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(self.seeds))
-        if not self.variants or not self.seeds:
-            raise LabError("a study needs at least one variant and one seed")
+        object.__setattr__(self, "seeds", _several("seeds", self.seeds, int, "whole numbers"))
+        if not self.variants:
+            raise LabError("a study needs at least one variant")
+        for name, changes in self.variants.items():
+            if not isinstance(changes, Mapping):
+                raise LabError(f"variant {name!r} must be a table of network settings, found {changes!r}")
+        if not isinstance(self.validation, HeldOut):
+            raise LabError(f"a study's validation must be a table of settings, found {self.validation!r}")
         if len(set(self.seeds)) < len(self.seeds):
             raise LabError(f"each seed counts once, found {list(self.seeds)}")
         if taken := [name for name in _VARIED if name in self.train]:
@@ -138,12 +152,12 @@ class StudyConfig:
         values = dict(values)
         grid = values.pop("grid", [])
         values = check_fields("study setting (or grid)", values, cls)
-        values["variants"] = {**expand_grid(grid), **values.get("variants", {})}
         if "name" not in values:
             raise LabError("a study needs a 'name'")
         for name in ("network", "train", "variants"):
             if not isinstance(values.get(name, {}), Mapping):
                 raise LabError(f"a study's {name} must be a table of fields, found {values[name]!r}")
+        values["variants"] = {**expand_grid(grid), **values.get("variants", {})}
         if isinstance(values.get("validation"), Mapping):
             values["validation"] = HeldOut(
                 **check_fields("validation setting", values["validation"], HeldOut)
@@ -192,10 +206,8 @@ def expand_grid(grid: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, dict[s
         LabError: an entry that is no table of lists, an unknown field, or two variants of one name.
     """
     variants: dict[str, dict[str, Any]] = {}
-    for entry in grid:
-        if not isinstance(entry, Mapping) or not all(
-            isinstance(options, list | tuple) for options in entry.values()
-        ):
+    for entry in _several("grid", grid, Mapping, "tables", least=0):
+        if not all(isinstance(options, list | tuple) for options in entry.values()):
             raise LabError(f"each entry of a grid must give lists of values by field, found {entry!r}")
         for name in entry:
             choose("network setting", name, [item.name for item in fields(NetworkConfig)])
@@ -206,6 +218,21 @@ def expand_grid(grid: Sequence[Mapping[str, Sequence[Any]]]) -> dict[str, dict[s
                 raise LabError(f"the grid gives variant {name!r} twice")
             variants[name] = changes
     return variants
+
+
+def _several(name: str, values: Any, kind: type, what: str, least: int = 1) -> tuple[Any, ...]:
+    """`values` as a tuple, if it is a list of things of one kind."""
+    if (
+        not isinstance(values, list | tuple)
+        or len(values) < least
+        or not all(_whole(value) if kind is int else isinstance(value, kind) for value in values)
+    ):
+        raise LabError(f"{name} must be a list of {what}, found {values!r}")
+    return tuple(values)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _label(name: str, value: Any) -> str:

@@ -127,7 +127,10 @@ def lab(folder: str | Path | None = None, port: int | None = None, browser: bool
         "lab",
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.root_dir={found}",
+        "--LabApp.news_url=",  # nothing is asked of the network
     ]
+    # In a container there is often no other user; the server listens on this machine only.
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     command += [f"--ServerApp.port={port}"] if port else []
     with _server(command + ([] if browser else ["--no-browser"])) as server:
         return server.wait()
@@ -136,7 +139,7 @@ def lab(folder: str | Path | None = None, port: int | None = None, browser: bool
 @contextlib.contextmanager
 def _server(command: Sequence[str]) -> Iterator[subprocess.Popen]:
     """Run a server inside the block, and end it with the block."""
-    env = {**os.environ, "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    env = dict(os.environ)
     env.pop("MPLBACKEND", None)  # a backend that a kernel cannot use would follow into it
     # Ended from outside, the server must not stay behind.
     main = threading.current_thread() is threading.main_thread()

@@ -154,7 +154,7 @@ display(topk_microscope(photo="coffee", rain="light", weights="dual-tiny"))
 
 # %% [markdown]
 # *Top: a smaller crop of the same photo. Middle: one head of the last layer, from logits (the similarities) to fused weights; below, the row in the
-# red frame, key by key. In the title, $m$ is the share of the dense weight that the kept keys hold, and $g$ says how many times more a kept key counts
+# red frame, key by key. Among the numbers, $m$ is the share of the dense weight that the kept keys hold, and $g$ says how many times more a kept key counts
 # than it would if dropped: notebook 02 derives both.*
 #
 # ## 5. Where it fails

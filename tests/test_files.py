@@ -2,10 +2,13 @@
 
 import errno
 import io
+import multiprocessing
+import random
 import re
 import resource
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -306,6 +309,35 @@ class TestTogether:
         (tmp_path / ".a_derained.png.claim").touch()
         assert derain_photos([photo], weights=weights) == 0
         assert list(tree(tmp_path)) == ["a.png", "a_derained.png"]
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_no_result_is_partial(tmp_path, weights, kills):
+    count, chance = 3 * kills, random.Random(1)
+    for i in range(count):
+        picture(tmp_path / "p" / f"{i}.png", 300, 400, seed=i)
+    assert derain_photos([tmp_path / "p"], tmp_path / "unbroken", weights=weights) == 0
+    whole = tree(tmp_path / "unbroken")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ddsa_lab.model.files"])
+    broken_off = 0
+    for _ in range(kills):
+        before = len(list((tmp_path / "out").glob("[0-9]*.png")))
+        child = context.Process(
+            target=derain_photos, args=([tmp_path / "p"], tmp_path / "out"), kwargs={"weights": weights}
+        )
+        child.start()
+        while child.is_alive() and len(list((tmp_path / "out").glob("[0-9]*.png"))) == before:
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.05)
+        broken_off += child.is_alive()
+        child.kill()
+        child.join()
+        found = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("[0-9]*.png")}
+        assert found == {name: whole[name] for name in found}
+    assert broken_off > kills / 2
+    assert derain_photos([tmp_path / "p"], tmp_path / "out", weights=weights) == 0
+    assert {name: data for name, data in tree(tmp_path / "out").items() if name in whole} == whole
 
 
 def test_names_that_the_terminal_cannot_show(tmp_path, weights, monkeypatch):

@@ -60,11 +60,13 @@ def wait_for_checkpoint(child, folder: RunFolder, after: int) -> None:
         time.sleep(0.005)
 
 
-def test_killed_at_random_moments(unbroken, tmp_path):
-    chance, folder, done = random.Random(4), RunFolder(tmp_path / "run"), 0
+@pytest.mark.parametrize("seed", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in range(5, 10))])
+def test_killed_at_random_moments(unbroken, tmp_path, seed):
+    """Five times each; with the slow ones thirty times."""
+    chance, folder, done = random.Random(seed), RunFolder(tmp_path / "run"), 0
     for _ in range(5):
         child = started(folder.path)
-        wait_for_checkpoint(child, folder, done + EVERY * chance.randrange(3))
+        wait_for_checkpoint(child, folder, done + EVERY * chance.randrange(2))
         time.sleep(chance.random() * 0.1)
         child.kill()
         child.join()

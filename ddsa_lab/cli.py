@@ -14,7 +14,10 @@ from pathlib import Path
 from ddsa_lab import __version__
 from ddsa_lab.errors import LabError, choose
 
-DEFAULT_WEIGHTS = "dual-tiny"
+BEST_WEIGHTS = "dual-small"  # for photos and scores
+STUDIED_WEIGHTS = (
+    "dual-tiny"  # for looking inside: small enough to answer at once, and the course speaks of it
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,10 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _weights(parser: argparse.ArgumentParser, many: bool = False) -> None:
-    text = "shipped name, or file: ours, IDT-DDSA, Restormer or DRSformer"
-    default = [DEFAULT_WEIGHTS] if many else DEFAULT_WEIGHTS
-    parser.add_argument("--weights", nargs="+" if many else None, default=default, help=text)
+def _weights(parser: argparse.ArgumentParser, default: str, many: bool = False) -> None:
+    text = "shipped name, or file: ours, IDT-DDSA (released DDSA), Restormer or DRSformer"
+    many_or_one = {"nargs": "+", "default": [default]} if many else {"default": default}
+    parser.add_argument("--weights", help=text, **many_or_one)
 
 
 def _device(parser: argparse.ArgumentParser) -> None:
@@ -273,7 +276,7 @@ def add_derain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="file or folder (default: beside each photo, NAME_derained.EXT)"
     )
-    _weights(parser)
+    _weights(parser, BEST_WEIGHTS)
     _device(parser)
     parser.add_argument(
         "--tile", type=int, help="side of the tiles in pixels; 0: whole image (default: by memory)"
@@ -294,7 +297,7 @@ def run_derain(args: argparse.Namespace) -> int:
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="benchmark folder of rainy/clean pairs")
-    _weights(parser, many=True)
+    _weights(parser, BEST_WEIGHTS, many=True)
     parser.add_argument(
         "--protocol", nargs="+", default=["y_uint8", "rgb"], help="y_uint8, y_double, y_full, rgb"
     )
@@ -390,7 +393,7 @@ def run_lab(args: argparse.Namespace) -> int:
 
 
 def add_sweep(parser: argparse.ArgumentParser) -> None:
-    _weights(parser)
+    _weights(parser, STUDIED_WEIGHTS)
     parser.add_argument(
         "--data", type=Path, help="folder of rainy/clean pairs (default: held-out photos under --rain)"
     )
@@ -443,7 +446,7 @@ def add_figures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--history", type=Path, help="training run whose curves are drawn (default: the shipped one)"
     )
-    _weights(parser)
+    _weights(parser, STUDIED_WEIGHTS)
 
 
 def run_figures(args: argparse.Namespace) -> int:

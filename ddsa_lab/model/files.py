@@ -44,7 +44,7 @@ class Plan:
 def derain_photos(
     inputs: Iterable[Path],
     out: Path | None = None,
-    weights: str | Path = "dual-tiny",
+    weights: str | Path = "dual-small",
     device: str = "cpu",
     tile: int | None = None,
     overlap: int = 32,

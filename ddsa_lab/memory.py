@@ -14,8 +14,8 @@ def keep_freed_memory() -> bool:
 
     By default glibc gives every block above 32 MB, and the top of its heap, back to the system and gets it
     again page by page: a training step of the tiny network took 69,000 page faults, 17 % of its time on
-    a virtual machine. The price: the process stays as large as it has once been. Used by training and
-    by benchmarks (for both sides), not by importing or by restoring single images.
+    a virtual machine. The price: the process stays as large as it has once been. Used by training,
+    by `ddsa-lab evaluate` and by benchmarks (for both sides), not by importing or by restoring photos.
 
     Returns:
         Whether the C library knows the setting (Linux with glibc); elsewhere nothing happens.

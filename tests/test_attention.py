@@ -60,8 +60,8 @@ def test_keep_outside_its_range_is_refused(keep):
 
 def branches_of(weights):
     a, sparse = weights.branches()
-    dense = [] if a is None else [(float(a), 1.0)]
-    return dense + [(float(b), keep) for keep, b in sparse]
+    dense = [] if a is None else [(a.item(), 1.0)]
+    return dense + [(b.item(), keep) for keep, b in sparse]
 
 
 @settings(max_examples=60, deadline=None)

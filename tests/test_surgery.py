@@ -127,7 +127,7 @@ def test_refused_settings_leave_the_network_alone(settings, message):
 
 def test_a_dense_network_needs_the_sparse_mode_first():
     model = network(mode="dense")
-    with pytest.raises(LabError, match="mode='sparse'"), surgery(model, keep=0.5):
+    with pytest.raises(LabError, match="switch it to mode sparse"), surgery(model, keep=0.5):
         pass
     with pytest.raises(LabError, match="no branch weights"), surgery(model, branch=(1, 0)):
         pass
@@ -289,7 +289,7 @@ def test_sweep_scores_every_setting(capsys):
 
 def test_sweep_by_layer_and_with_names(capsys):
     model, pair = network(mode="dense"), SimpleNamespace(rainy=photo(), clean=photo(1))
-    with pytest.raises(LabError, match="mode='sparse'"):
+    with pytest.raises(LabError, match="switch it to mode sparse"):
         sweep(model, [pair], progress=False)
     table = sweep(
         model,

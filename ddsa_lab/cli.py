@@ -15,17 +15,15 @@ from ddsa_lab import __version__
 from ddsa_lab.errors import LabError, choose
 
 BEST_WEIGHTS = "dual-small"  # for photos and scores
-STUDIED_WEIGHTS = (
-    "dual-tiny"  # for looking inside: small enough to answer at once, and the course speaks of it
-)
+STUDIED_WEIGHTS = "dual-tiny"  # for looking inside: they answer at once, and the course speaks of them
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    # OpenMP threads that wait for work spin for some 30 microseconds, then sleep. Never to spin costs a quarter of a
-    # training step; to spin for longer slows two busy processes down many times over.
+    # OpenMP threads that wait for work spin for some 30 microseconds, then sleep. Never to spin makes a training
+    # step half as long again; to spin for longer slows two busy processes down many times over.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:

@@ -103,6 +103,7 @@ class TestSettings:
             ({"ema": 1.0}, "ema"),
             ({"betas": (0.9, 1.5)}, "betas"),
             ({"precision": "16"}, "precision"),
+            ({"optimizer": "mion"}, "did you mean 'muon'"),
             ({"pairs": "x"}, "not both"),
             ({"patch_schedule": ((0.1, 16, 4),)}, "start at 0"),
             ({"patch_schedule": ((0.0, 16),)}, "triples"),
@@ -238,9 +239,12 @@ class TestFit:
         other = quiet(dataclasses.replace(settings, seed=1), tmp_path / "c")
         assert (other.out / "metrics.csv").read_bytes() != (whole.out / "metrics.csv").read_bytes()
 
-    @pytest.mark.parametrize("ema, stages", [(0.9, ()), (0.0, ((0.0, 16, 4), (0.4, 24, 2)))])
-    def test_resumed_run_equals_the_uninterrupted_one(self, settings, tmp_path, ema, stages):
-        config = dataclasses.replace(settings, ema=ema, patch_schedule=stages)
+    @pytest.mark.parametrize(
+        "changes",
+        [{"ema": 0.9}, {"ema": 0.0, "patch_schedule": ((0.0, 16, 4), (0.4, 24, 2))}, {"optimizer": "muon"}],
+    )
+    def test_resumed_run_equals_the_uninterrupted_one(self, settings, tmp_path, changes):
+        config = dataclasses.replace(settings, **changes)
         whole = quiet(config, tmp_path / "whole")
 
         def fail_at(step):

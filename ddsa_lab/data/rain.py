@@ -63,6 +63,8 @@ class RainPreset:
     line_brightness: Range = (0.2, 0.5)
     line_cover: Range = (0.2, 0.7)  # of each such layer
     veil: Range = (0.0, 0.0)
+    beads: Range = (0.0, 0.0)
+    sway: Range = (0.0, 0.0)
 
 
 PRESETS: dict[str, RainPreset] = {
@@ -73,6 +75,10 @@ PRESETS: dict[str, RainPreset] = {
     "light": RainPreset(
         layers=(1, 2), angle=(-40, 40), fan=(0, 2), length=(25, 100), width=(1.2, 2.3), cover=(0.25, 0.8),
         brightness=(0.055, 0.15), lines=0.05, line_brightness=(0.06, 0.2), line_cover=(0.05, 0.2),
+    ),
+    "beaded": RainPreset(
+        layers=(1, 2), angle=(-30, 30), fan=(0, 2), length=(25, 100), width=(1.2, 2.5), cover=(0.25, 0.8),
+        brightness=(0.065, 0.19), cluster=(1.0, 4.0), beads=(0.3, 1.0), sway=(0.0, 0.6),
     ),
     "heavy": RainPreset(
         layers=(1, 5), angle=(-35, 35), fan=(0, 20), length=(25, 100), width=(1.2, 2.6), cover=(0.4, 1.8),
@@ -126,7 +132,7 @@ def sample_rain(preset: str | RainPreset, generator: torch.Generator) -> RainPar
     """Draw one rain from a preset.
 
     Args:
-        preset: "light" (like Rain200L), "heavy" (like Rain200H), "drizzle", "storm", or ranges of your own.
+        preset: "light" and "beaded" (like Rain200L), "heavy" (like Rain200H), "drizzle", "storm", or ranges of your own.
         generator: CPU generator; its state alone decides the draw.
 
     Raises:
@@ -134,7 +140,7 @@ def sample_rain(preset: str | RainPreset, generator: torch.Generator) -> RainPar
     """
     if not isinstance(preset, RainPreset):
         preset = PRESETS[choose("rain preset", preset, PRESETS)]
-    draw = _Draw(4 + 16 * preset.layers[1], generator)
+    draw = _Draw(4 + (18 if preset.beads[1] or preset.sway[1] else 16) * preset.layers[1], generator)
     count = draw.whole(preset.layers)
     angle = draw.uniform(preset.angle)
     cover = draw.log_uniform(preset.cover) / count
@@ -163,6 +169,8 @@ def _sample_layer(preset: RainPreset, draw: _Draw, angle: float, cover: float) -
         faint=draw.uniform((0.2, 0.7)),
         edge=draw.log_uniform((0.8, 8.0)),
         ceiling=min(1.0, brightness * ceiling) if is_line else 1.0,
+        beads=draw.uniform(preset.beads) if preset.beads[1] else 0.0,
+        sway=draw.uniform(preset.sway) if preset.sway[1] else 0.0,
     )
 
 

@@ -13,6 +13,8 @@ from ddsa_lab.errors import LabError, choose
 MAX_ANGLE = 60.0  # degrees; streaks are drawn row by row, which fails for lines that lie flat
 WIDTH_SPREAD = 0.25  # logarithmic; drops differ in size even at one distance
 BUMP = 1.2535  # where `_bump` ends, in full widths at half height
+BEADS = (12.0, 48.0)  # pixels from bead to bead, seen on the training pairs of Rain200L
+THICK = 1.35  # width at a bead over the streak's own; between beads it shrinks
 POINTS_AT_ONCE = 2_000_000  # bounds the memory of a storm over a large photo
 
 
@@ -33,6 +35,10 @@ class RainLayer:
     faint: float = 0.4  # drop: brightness of the long dim part over that of the bright stretch
     edge: float = 1.0  # line: slope of the edges, 1 is anti-aliased, 8 shows stairs
     ceiling: float = 1.0  # streaks of this layer never add up to more
+    beads: float = (
+        0.0  # how much brightness and width vary along a streak, 0 (smooth) to 1 (falls to nothing)
+    )
+    sway: float = 0.0  # pixels to either side that a streak strays from a straight line
 
 
 def render_layer(layer: RainLayer, height: int, width: int, generator: torch.Generator) -> Tensor:
@@ -43,7 +49,8 @@ def render_layer(layer: RainLayer, height: int, width: int, generator: torch.Gen
         return torch.zeros(height, width)
     first = (streaks.y - streaks.half).ceil().clamp_(min=0)
     rows = (streaks.y + streaks.half).floor_().clamp_(max=height - 1).sub_(first).add_(1).clamp_(min=0).long()
-    reach = math.ceil(_reach(layer) * float(streaks.spread.max()))
+    thickest = float(streaks.spread.max()) * (1 + 0.5 * (THICK - 1) * layer.beads)
+    reach = math.ceil(_reach(layer) * thickest)
     border = 2 * (reach + 1)  # takes what falls beside the image, so that no point needs a test
     canvas = torch.zeros(height * (width + 2 * border))
     table = torch.stack((*streaks, first))
@@ -63,9 +70,11 @@ def _check_layer(layer: RainLayer) -> None:
     for name in ("length", "width", "cluster", "edge"):
         if not 0 < getattr(layer, name) < math.inf:
             raise LabError(f"a rain layer's {name} must be above 0, not {getattr(layer, name):g}")
-    for name in ("angle_spread", "length_spread", "cover", "brightness", "contrast", "ceiling"):
+    for name in ("angle_spread", "length_spread", "cover", "brightness", "contrast", "ceiling", "sway"):
         if not 0 <= getattr(layer, name) < math.inf:
             raise LabError(f"a rain layer's {name} must be 0 or more, not {getattr(layer, name):g}")
+    if not 0 <= layer.beads <= 1:
+        raise LabError(f"a rain layer's beads must be in [0, 1], not {layer.beads:g}")
     choose("streak profile", layer.profile, ("drop", "line"))
 
 
@@ -80,6 +89,8 @@ class _Streaks(NamedTuple):
     light: Tensor  # brightness
     bright_at: Tensor  # where the bright stretch lies, -1 (upper end) to 1
     bright_long: Tensor  # its extent to either side, as a share of `half`
+    bead_long: Tensor  # pixels from bead to bead
+    bead_at: Tensor  # where the first one lies, in such steps
 
 
 def _place_streaks(layer: RainLayer, height: int, width: int, generator: torch.Generator) -> _Streaks:
@@ -87,7 +98,7 @@ def _place_streaks(layer: RainLayer, height: int, width: int, generator: torch.G
     lean = math.radians(layer.angle)
     sine, cosine = math.sin(lean), math.cos(lean)
     margin_y = 0.5 * layer.length * math.exp(layer.length_spread) * cosine
-    margin_x = margin_y * abs(sine / cosine) + 2 * layer.width
+    margin_x = margin_y * abs(sine / cosine) + 2 * layer.width + layer.sway
     area = (height + 2 * margin_y) * (width + 2 * margin_x)
     count = int(
         layer.cover * area / (layer.length * layer.width) + float(torch.rand((), generator=generator))
@@ -106,9 +117,11 @@ def _place_streaks(layer: RainLayer, height: int, width: int, generator: torch.G
     thick = layer.width * (normal[4] * WIDTH_SPREAD).clamp_(-0.5, 0.5).exp_()
     light = layer.brightness * (normal[5] * layer.contrast).clamp_(max=2.2).exp_()
     cosines = angle.cos()
+    # Drawn last, and only where they count: rain without beads stays what it was.
+    beaded = torch.rand(2, count, generator=generator) if layer.beads or layer.sway else torch.zeros(2, count)
     return _Streaks(
         x, y, (0.5 * length * cosines).clamp_(min=0.5), angle.tan(), thick / cosines, light,
-        1.6 * uniform[4] - 0.8, 0.25 + 0.75 * uniform[5],
+        1.6 * uniform[4] - 0.8, 0.25 + 0.75 * uniform[5], BEADS[0] + (BEADS[1] - BEADS[0]) * beaded[0], beaded[1],
     )  # fmt: skip
 
 
@@ -126,16 +139,29 @@ def _bump(distance: Tensor) -> Tensor:
     return distance.square_().neg_().add_(1).clamp_(min=0).square_().square_()
 
 
+def _wave(turns: Tensor) -> Tensor:
+    """Periodic smooth hills of height 1, one for each turn; made of products only, as `_bump` is."""
+    part = turns - turns.floor()
+    return (4 * part * (1 - part)).square_()
+
+
 def _splat(canvas: Tensor, layer: RainLayer, table: Tensor, rows: Tensor, width: int, reach: int) -> None:
     """Add streaks to the flat canvas row by row: P rows of all streaks together, K columns about each."""
     border = 2 * (reach + 1)
     which = torch.repeat_interleave(rows)  # (P,) the streak that each row belongs to
     steps = torch.arange(len(which)) - (rows.cumsum(0) - rows)[which]
-    x, y, half, slope, spread, light, bright_at, bright_long, first = table[:, which]
+    x, y, half, slope, spread, light, bright_at, bright_long, bead_long, bead_at, first = table[:, which]
     row = first + steps
     below = row - y
     x = x + slope * below
     value = light * _along(layer, below / half, bright_at, bright_long)
+    if layer.beads or layer.sway:
+        turns = below / bead_long + bead_at
+        # Two waves whose lengths have no common multiple: no bead repeats another.
+        bead = _wave(turns).maximum(_wave(0.618 * turns + bead_at))
+        value = value * (1 - layer.beads * (1 - bead))
+        spread = spread * (1 + layer.beads * (THICK * bead - 1) * 0.5) if layer.beads else spread
+        x = x + layer.sway * (2 * _wave(0.382 * turns) - 1)
     column = x.floor()
     offsets = torch.arange(-reach, reach + 2)  # (K,)
     across = (offsets - (x - column)[:, None]) / spread[:, None]  # (P, K) in widths

@@ -12,6 +12,7 @@ from ddsa_lab.errors import LabError, choose
 from ddsa_lab.model.network import NetworkConfig
 
 PRECISIONS = ("32-true", "bf16-mixed")
+OPTIMIZERS = ("adamw", "muon")
 
 # These may change when a run is resumed: they alter when something is written, never what is learned.
 _FREE_ON_RESUME = ("checkpoint_every_seconds", "checkpoint_every", "workers")
@@ -34,6 +35,7 @@ class TrainConfig:
     batch: int = 8  # patches a step over all devices together, so that more devices learn the same
     steps: int | None = None  # the budget: either this ...
     seconds: float | None = None  # ... or this: time spent in steps (validation and callbacks don't count)
+    optimizer: str = "adamw"  # the paper's; "muon" learns the same in far fewer steps (training/optimizer.py)
     lr: float = 1e-3  # peak. The paper's 3e-4 is for 300,000 steps; short runs of small networks want more
     weight_decay: float = 1e-4  # the released code's
     betas: tuple[float, float] = (0.9, 0.999)
@@ -69,6 +71,7 @@ class TrainConfig:
                 raise LabError(f"{name} must be a name or path, found {getattr(self, name)!r}")
         find_presets(self.rain)
         choose("precision", self.precision, PRECISIONS)
+        choose("optimizer", self.optimizer, OPTIMIZERS)
         if (self.steps is None) == (self.seconds is None):
             raise LabError("give exactly one budget: steps or seconds")
         if self.pairs is not None and self.photos is not None:

@@ -1,4 +1,4 @@
-"""One update of the weights: loss, gradient, clipping, AdamW, and the running average that is kept."""
+"""One update of the weights: loss, gradient, clipping, optimiser, and the running average that is kept."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 
 from ddsa_lab.errors import LabError
 from ddsa_lab.training.config import TrainConfig
+from ddsa_lab.training.optimizer import make_optimizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -33,9 +34,7 @@ class Learner:
         if fabric.world_size > 1:
             share_batch_statistics(net)
         self.net = net.to(memory_format=torch.channels_last).train()
-        optimizer = torch.optim.AdamW(
-            net.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-        )
+        optimizer = make_optimizer(config, net)
         if config.compile:
             _require_compiler(fabric.device)
         self.forward, self.optimizer = fabric.setup(torch.compile(net) if config.compile else net, optimizer)

@@ -144,22 +144,28 @@ class AttentionWeights(nn.Module):
         return f"mode={self.mode!r}, keep={self.keep}"
 
 
-class Gram(torch.autograd.Function):
-    """x^T x of x (B, N, D), all columns' products with one another: (B, D, D).
+class Products(torch.autograd.Function):
+    """[q, k] (B, N, 2C) -> q^T k (B, C, C), and the squared lengths (B, 2C) of all columns of q and k.
 
-    The rule of the gradient is written out because it is one product, x (g + g^T); left to itself,
-    autograd makes two and adds them, and in training that is felt.
+    The rule of the gradient is written out because it needs one map of its own where autograd makes six: each
+    part of it is added in place to 2 [q, k] times the gradient of the squared lengths.
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.transpose(1, 2) @ x
+    def forward(ctx, qk: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(qk)
+        q, k = qk.chunk(2, dim=-1)
+        return q.transpose(1, 2) @ k, qk.square().sum(dim=1)
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return x @ (g + g.transpose(1, 2))
+    def backward(ctx, product: Tensor, squares: Tensor) -> Tensor:
+        (qk,) = ctx.saved_tensors
+        q, k = qk.chunk(2, dim=-1)
+        gradient = qk * (2 * squares).unsqueeze(1)
+        of_q, of_k = gradient.chunk(2, dim=-1)
+        of_q.baddbmm_(k, product.transpose(1, 2))
+        of_k.baddbmm_(q, product)
+        return gradient
 
 
 class ChannelAttention(nn.Module):
@@ -192,12 +198,10 @@ class ChannelAttention(nn.Module):
         """
         with torch.autocast(qk.device.type, enabled=False):
             qk = qk if qk.dtype == torch.float64 else qk.float()
-            gram = Gram.apply(qk)  # (B, 2C, 2C): q k^T, and on the diagonal the squared length of every row
+            product, squares = Products.apply(qk)  # (B, C, C) of all heads, (B, 2C)
             # Never below the 1e-12 with which torch's `normalize` guards zero rows.
-            length = gram.diagonal(dim1=1, dim2=2).clamp_min(1e-24).sqrt()  # (B, 2C)
-            q_length, k_length = length.chunk(2, dim=1)
-            channels = qk.shape[-1] // 2
-            z = gram[:, :channels, channels:] / q_length.unsqueeze(2) / k_length.unsqueeze(1)
+            q_length, k_length = squares.clamp_min(1e-24).sqrt().chunk(2, dim=1)
+            z = product / q_length.unsqueeze(2) / k_length.unsqueeze(1)
             # (B, C, C) -> (B, heads, c, heads, c): a head's own block stands on the diagonal
             z = z.unflatten(2, (self.heads, -1)).unflatten(1, (self.heads, -1))
             return z.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2) * self.temperature

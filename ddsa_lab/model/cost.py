@@ -32,8 +32,7 @@ def count_macs(config: NetworkConfig, height: int, width: int, order: str = "our
         config: the network.
         height, width: image size in pixels; padded to the multiple that the network pads to.
         order: "released": q k^T for each head and a product with v for every branch, as the published
-            code computes. "ours": one product of [q, k] with itself for all heads, which gives the row lengths too, one product with v,
-            the projection folded into it.
+            code computes. "ours": one product q k^T over all heads, one product with v, the projection folded into it.
 
     Raises:
         LabError: an unknown order.
@@ -48,7 +47,7 @@ def count_macs(config: NetworkConfig, height: int, width: int, order: str = "our
         if order == "released":
             attention += (1 + _PRODUCTS[config.mode]) * channels * c * n + channels**2 * n
         else:
-            attention += (4 + 1) * channels**2 * n + channels**2 * c
+            attention += (1 + 1) * channels**2 * n + channels**2 * c
         weights, gate = _feed_forward(config, channels)
         # Every weight of a feed-forward network is used once a pixel, but the shared SEFN kernel three times.
         shared = 18 * int(config.ffn_factor * channels) if config.ffn == "sefn" else 0

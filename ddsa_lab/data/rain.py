@@ -1,9 +1,9 @@
 """Rain made to order: sample its parameters, render the streaks, add them to a clean photo.
 
 Two kinds of streak cover what Rain100/200 L and H show (seen on their training pairs): `drop` streaks
-are soft across and along, mostly dim with a few bright stretches, and come in loose chains; `line`
-streaks are hard-edged, equally bright, and do not add up where they overlap. Both are neutral grey and
-only ever brighten the photo. A light image holds drops of one direction, a heavy one up to five layers.
+are soft across and along, mostly dim with a few bright stretches, and come in loose chains, and may have
+beads and sway; `line` streaks are hard-edged, equally bright, and do not add up where they overlap. Both
+are neutral grey and only ever brighten the photo. A light image holds drops of one direction, a heavy one up to five layers.
 """
 
 import math
@@ -67,7 +67,7 @@ class RainPreset:
     sway: Range = (0.0, 0.0)
 
 
-PRESETS: dict[str, RainPreset] = {
+PRESETS: dict[str, RainPreset] = {  # lightest first
     "drizzle": RainPreset(
         layers=(1, 2), angle=(-20, 20), fan=(0, 4), length=(8, 20), width=(1.0, 1.6), cover=(0.15, 0.4),
         brightness=(0.05, 0.14), cluster=(1.0, 2.0), veil=(0.0, 0.12),

@@ -80,7 +80,8 @@ course.show({"photo": photo, "streaks (x 3)": 3 * streaks, "sum": rainy}, clean=
 # area of the image, and `brightness` is that of the median streak, where 1 is white. The two spreads say how much single streaks differ: `angle_spread` in
 # degrees, `length_spread` as a share of the length. The scores are of all three colours (`protocol="rgb"`); section 7 has other ways to count.*
 #
-# The four presets, with the same photo and seed. `light` and `heavy` are made to look like the benchmarks Rain200L and Rain200H:
+# The five presets, with the same photo and seed. `light` and `heavy` are made to look like the benchmarks Rain200L and Rain200H; `beaded` is light rain whose streaks
+# vary in brightness and width along their length and sway a little, as the benchmark's do when you look closely:
 
 # %%
 rains = {name: lab.rainy_pair(photo, rain=name, seed=3).rainy for name in PRESETS}

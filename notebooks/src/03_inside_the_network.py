@@ -196,7 +196,7 @@ assert correlation > 0.8
 # |---|---|---|---|
 # | 1x1 to q, k, v | 3C² | 3C² | 3C² |
 # | depth-wise 3x3 on q, k, v | 27C | 27C | 27C |
-# | q kᵀ; ours: [q, k] with itself | - | C²/heads | 4C² |
+# | q kᵀ; ours: for all heads at once, of which each uses its own block | - | C²/heads | C² |
 # | product with v; released: dense and sparse | - | 2C²/heads | C² |
 # | projection; ours: folded into the matrix, once for an image | C² | C² | C³/heads for *all* pixels |
 # | temperature, a, b | heads + 2 | - | - |
@@ -220,7 +220,7 @@ assert block == measured
 
 # %%
 counted = measured_macs(model, 256, 256)
-each_pixel = 3 * C**2 + 27 * C + 4 * C**2 + C**2 + 6 * h * C + 27 * h + 18
+each_pixel = 3 * C**2 + 27 * C + C**2 + C**2 + 6 * h * C + 27 * h + 18
 by_hand = 256 * 256 * each_pixel + C**3 // heads
 print(f"by hand {by_hand:,}, measured {counted['encoder.0.0']:,}")
 assert by_hand == counted["encoder.0.0"]

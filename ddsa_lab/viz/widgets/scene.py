@@ -38,7 +38,7 @@ def photo_names() -> list[str]:
 
 def rain_names() -> list[str]:
     """Presets of rain, lightest first."""
-    return sorted(PRESETS, key=lambda name: ("drizzle", "light", "heavy", "storm").index(name))
+    return list(PRESETS)
 
 
 def weights_names() -> list[str]:

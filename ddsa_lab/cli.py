@@ -15,6 +15,7 @@ from ddsa_lab import __version__
 from ddsa_lab.errors import LabError, choose
 
 BEST_WEIGHTS = "dual-small"  # for photos and scores
+DEFAULT_LR = {"adamw": 1e-3, "muon": 3e-3}  # for some hundred to some thousand steps
 STUDIED_WEIGHTS = "dual-tiny"  # for looking inside: they answer at once, and the course speaks of them
 
 
@@ -110,7 +111,7 @@ def find_device(name: str) -> str:
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for the results")
-    parser.add_argument("--steps", type=int, help="training steps of each network (default: 300)")
+    parser.add_argument("--steps", type=int, help="training steps of each network (default: 200)")
     parser.add_argument(
         "--seconds", type=float, help="instead of steps: time to train all three, after a short trial"
     )
@@ -146,7 +147,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, help="or budget in seconds")
     parser.add_argument("--batch", type=int, default=8, help="patches a step, over all devices together")
     parser.add_argument("--patch", type=int, default=64, help="side of the patches in pixels")
-    parser.add_argument("--lr", type=float, help="peak learning rate (default: 1e-3; 2e-4 with --from)")
+    parser.add_argument("--optimizer", default="adamw", help="adamw, or muon, which needs far fewer steps")
+    parser.add_argument(
+        "--lr", type=float, help="peak learning rate (default: 1e-3, with muon 3e-3; with --from a fifth)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides initial weights, order and rain")
     parser.add_argument("--precision", default="32-true", help="32-true or bf16-mixed")
     parser.add_argument("--compile", action="store_true", help="torch.compile: pays in long runs on a GPU")
@@ -204,8 +208,9 @@ def train_config(args: argparse.Namespace):
     steps = 500 if args.steps is None and args.seconds is None else args.steps
     return TrainConfig(
         network=network, rain=args.rain, photos=args.photos, pairs=args.pairs, start_from=args.start_from,
-        patch=args.patch, batch=args.batch, steps=steps, seconds=args.seconds,
-        lr=args.lr or (2e-4 if args.start_from else 1e-3), precision=args.precision, compile=args.compile,
+        patch=args.patch, batch=args.batch, steps=steps, seconds=args.seconds, optimizer=args.optimizer,
+        lr=args.lr or DEFAULT_LR.get(args.optimizer, 1e-3) * (0.2 if args.start_from else 1),
+        precision=args.precision, compile=args.compile,
         seed=args.seed, workers=args.workers, validate_every=args.validate_every,
     )  # fmt: skip
 

@@ -15,8 +15,9 @@ from ddsa_lab.files import atomic_write, write_json
 
 MODES = ("dense", "sparse", "dual")
 RAIN = "heavy"  # light rain leaves too little to gain in two minutes of training
-STEPS = 300
-LR = 2e-3
+STEPS = 200
+LR = 3e-3
+OPTIMIZER = "muon"  # as good in 100 steps as AdamW in 300
 TRIAL = 12  # steps that measure the speed when a time is given; the first three are left out
 
 
@@ -35,7 +36,7 @@ def demo(
 
     Args:
         out: folder.
-        steps: of each network; 300 by default.
+        steps: of each network; 200 by default.
         seconds: instead of steps: time for training all three. A short trial turns it into steps, so that
             all three still take the same number.
         seed: decides initial weights, patches and rain.
@@ -106,7 +107,9 @@ def _config(mode: str, seed: int, **budget: Any):
     from ddsa_lab.training.config import TrainConfig
 
     network = NetworkConfig.preset("tiny", mode=mode)
-    return TrainConfig(network=network, rain=RAIN, lr=LR, ema=0.99, seed=seed, **budget)
+    return TrainConfig(
+        network=network, rain=RAIN, optimizer=OPTIMIZER, lr=LR, ema=0.99, seed=seed, **budget
+    )
 
 
 def _train(mode: str, steps: int, seed: int, device: str, out: Path):
@@ -163,7 +166,9 @@ def _facts(results: dict, table, steps: int, seed: int, device: str) -> dict[str
     }
     packages = ("ddsa-lab", "torch", "numpy", "scikit-image", "lightning-fabric")
     return {
-        "settings": {"rain": RAIN, "steps": steps, "seed": seed, "lr": LR, "patch": 64, "batch": 8},
+        "settings": {
+            "rain": RAIN, "steps": steps, "seed": seed, "optimizer": OPTIMIZER, "lr": LR, "patch": 64, "batch": 8,
+        },  # fmt: skip
         "device": device,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "versions": {package: version(package) for package in packages},

@@ -95,6 +95,7 @@ BAD = {
     "fine-tuning nothing": ("train --out run --from missing.safetensors", "no checkpoint at"),
     "no clean photos": ("train --out run --photos empty --steps 1", "empty"),
     "a folder to check": ("data check empty", "no pairs"),
+    "an optimiser": ("train --out run --optimizer mouon", "did you mean 'muon'"),
     "a demo without steps": ("demo --out run --steps 0", "positive"),
 }
 

@@ -141,7 +141,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--photos", help="folder of clean photos to put rain on (default: the bundled ones)")
     parser.add_argument("--pairs", help="folder of rainy/clean pairs, instead of synthetic rain")
     parser.add_argument(
-        "--rain", default="light", help='preset: drizzle, light, beaded, heavy, storm, or several: "light+heavy"'
+        "--rain",
+        default="light",
+        help='preset: drizzle, light, beaded, heavy, storm, or several: "light+heavy"',
     )
     parser.add_argument("--steps", type=int, help="budget in steps (default: 500)")
     parser.add_argument("--seconds", type=float, help="or budget in seconds")

@@ -107,9 +107,7 @@ def _config(mode: str, seed: int, **budget: Any):
     from ddsa_lab.training.config import TrainConfig
 
     network = NetworkConfig.preset("tiny", mode=mode)
-    return TrainConfig(
-        network=network, rain=RAIN, optimizer=OPTIMIZER, lr=LR, ema=0.99, seed=seed, **budget
-    )
+    return TrainConfig(network=network, rain=RAIN, optimizer=OPTIMIZER, lr=LR, ema=0.99, seed=seed, **budget)
 
 
 def _train(mode: str, steps: int, seed: int, device: str, out: Path):
@@ -167,8 +165,14 @@ def _facts(results: dict, table, steps: int, seed: int, device: str) -> dict[str
     packages = ("ddsa-lab", "torch", "numpy", "scikit-image", "lightning-fabric")
     return {
         "settings": {
-            "rain": RAIN, "steps": steps, "seed": seed, "optimizer": OPTIMIZER, "lr": LR, "patch": 64, "batch": 8,
-        },  # fmt: skip
+            "rain": RAIN,
+            "steps": steps,
+            "seed": seed,
+            "optimizer": OPTIMIZER,
+            "lr": LR,
+            "patch": 64,
+            "batch": 8,
+        },
         "device": device,
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "versions": {package: version(package) for package in packages},

@@ -85,7 +85,7 @@ course.show({"photo": photo, "streaks (x 3)": 3 * streaks, "sum": rainy}, clean=
 
 # %%
 rains = {name: lab.rainy_pair(photo, rain=name, seed=3).rainy for name in PRESETS}
-course.show(rains, clean=photo, protocol="rgb")
+course.show({"clean": photo} | rains, clean=photo, protocol="rgb", columns=3)
 
 # %% [markdown]
 # > **Predict.** Take the light rain above and change one number at a time: twice the `length`, twice the `cover`, twice the `brightness`.

@@ -20,8 +20,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from ddsa_lab.errors import LabError
-from ddsa_lab.model.checkpoints import load
-from ddsa_lab.model.network import NetworkConfig
+from ddsa_lab.model.attention import MODES
+from ddsa_lab.model.checkpoints import load, save
+from ddsa_lab.model.network import DerainTransformer, NetworkConfig
 from ddsa_lab.training import loop
 from ddsa_lab.training.batches import Batches
 from ddsa_lab.training.config import TrainConfig
@@ -65,6 +66,13 @@ def quiet(config, out, **options):
 def whole(settings, tmp_path_factory):
     """The run of `settings`, never interrupted."""
     return quiet(settings, tmp_path_factory.mktemp("whole") / "run")
+
+
+def every_key(model):
+    """The network with all keys kept."""
+    for layer in model.attention_layers().values():
+        layer.weights.keep = (1.0,) * 4 if layer.weights.built_as == "multi" else 1.0
+    return model
 
 
 def tensors(model):
@@ -312,6 +320,24 @@ class TestFit:
         gdfn = dataclasses.replace(config, network=dataclasses.replace(NETWORK, ffn="gdfn"))
         with pytest.raises(LabError, match="tensors differ"):
             quiet(gdfn, tmp_path / "third")
+
+    @pytest.mark.parametrize("before", ["dense", "sparse", "dual"])
+    @pytest.mark.parametrize("after", MODES)
+    def test_starts_from_a_network_of_another_mode(self, settings, tmp_path, before, after):
+        """With all keys kept, all modes are dense attention times the sum of their weights: none may change a thing."""
+        first = every_key(DerainTransformer(dataclasses.replace(NETWORK, mode=before), seed=1))
+        with torch.no_grad():
+            for layer in first.attention_layers().values():
+                if before == "dual":
+                    layer.weights.branch.copy_(torch.linspace(0.1, 0.7, len(layer.weights.branch)))
+        save(first, tmp_path / "first.safetensors")
+        network = dataclasses.replace(NETWORK, mode=after)
+        config = dataclasses.replace(
+            settings, network=network, start_from=str(tmp_path / "first.safetensors")
+        )
+        second = every_key(initial_network(config))
+        x = torch.rand(1, 3, 16, 16)
+        assert_close(second.eval()(x), first.eval()(x), atol=1e-6, rtol=1e-5)
 
     def test_records_and_tensorboard(self, settings, tmp_path):
         def branches(net, _step):

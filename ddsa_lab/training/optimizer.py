@@ -1,4 +1,4 @@
-"""The two optimisers of a run: AdamW, as the paper uses it, and Muon, which learns the same in far fewer steps."""
+"""The two optimisers of a run: AdamW, as the paper uses it, and Muon, which leads in short runs."""
 
 import math
 from collections import defaultdict
@@ -41,8 +41,10 @@ class Muon(torch.optim.AdamW):
     """AdamW, but for the matrices of 1x1 convolutions, which move by their orthogonalised momentum.
 
     AdamW sizes every entry's step by itself; Muon sizes the whole matrix's, so that all its directions learn at one
-    rate. Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. torch has it from
-    version 2.9 on, for parameters with two dimensions; ours are convolutions, and may run on older versions.
+    rate. Measured with `tiny` under light rain, scored on 11 photos of CID22: 28.1 dB after 240 steps, where AdamW had
+    27.0 dB after 300 (both at lr 1.5e-3, averaged weights, one seed). Above 2e-3 a `small` network
+    was unstable at first. torch has Muon from version 2.9 on, for parameters with two dimensions; ours are convolutions,
+    and may run on older versions. Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024.
 
     Args:
         net: a network; its `Pointwise` layers' weights, (rows, columns, 1, 1), are the matrices.

@@ -136,7 +136,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=float, help="share of keys that the sparse branch keeps, in (0, 1]")
     parser.add_argument("--ffn", help="feed-forward network: sefn, gdfn or msfn (default: the preset's)")
     parser.add_argument(
-        "--from", dest="start_from", help="fine-tune these weights (shipped name or file) instead"
+        "--from",
+        dest="start_from",
+        help="fine-tune these weights (shipped name or file), if you like with another --mode",
     )
     parser.add_argument("--photos", help="folder of clean photos to put rain on (default: the bundled ones)")
     parser.add_argument("--pairs", help="folder of rainy/clean pairs, instead of synthetic rain")
@@ -200,10 +202,11 @@ def train_config(args: argparse.Namespace):
     }
     if args.mode == "dense" and args.keep is not None:
         raise LabError("--mode dense keeps all keys: leave out --keep, or choose sparse or dual")
-    if args.start_from and changes:
-        raise LabError(f"--from keeps the network of its weights: leave out --{next(iter(changes))}")
+    shape = [name for name in ("preset", "ffn") if name in changes]
+    if args.start_from and shape:
+        raise LabError(f"--from keeps the network of its weights: leave out --{shape[0]}")
     network = (
-        load(args.start_from).config
+        replace(load(args.start_from).config, **changes)
         if args.start_from
         else NetworkConfig.preset(changes.pop("preset", "tiny"), **changes)
     )

@@ -98,7 +98,7 @@ def test_layer_equals_loops(mode, heads):
     torch.testing.assert_close(made(x)[0], expected, atol=1e-10, rtol=0)
 
 
-def test_similarity_equals_the_norms_taken_from_one_product():
+def test_similarity_equals_the_small_product_divided_by_lengths():
     made, x = layer(), torch.randn(2, 8, 4, 6, dtype=torch.float64)
     qk = to_tokens(made.depthwise(made.qkv(x)))[..., :16]
     q, k = (t.transpose(1, 2).unflatten(1, (2, 4)) for t in qk.chunk(2, dim=-1))
@@ -225,3 +225,9 @@ def test_published_attention(golden, file, mode, heads):
     )
     with torch.no_grad():
         torch.testing.assert_close(made(tensors["input"]), tensors["output"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("order", [torch.autograd.gradcheck, torch.autograd.gradgradcheck])
+def test_the_written_out_gradient_of_the_products(order):
+    wide = torch.randn(2, 5, 9, dtype=torch.float64, requires_grad=True)
+    assert order(lambda x: at.Products.apply(x[..., :6]), wide)  # a view into q, k and v, as in the network

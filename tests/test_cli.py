@@ -83,8 +83,8 @@ BAD = {
     "rain": ("train --out run --rain hail", "'hail'"),
     "two budgets": ("train --out run --steps 3 --seconds 3", "budget"),
     "fine-tuning another network": (
-        "train --out run --from net.safetensors --mode dense",
-        "leave out --mode",
+        "train --out run --from net.safetensors --ffn gdfn",
+        "leave out --ffn",
     ),
     "another preset beside weights": (
         "train --out run --from net.safetensors --preset small",

@@ -48,8 +48,10 @@ def test_same_generator_state_gives_the_same_rain_and_another_gives_another(pres
     assert not torch.equal(first.streaks, other.streaks)
 
 
-def test_rain_does_not_depend_on_the_number_of_threads_or_on_global_state():
+@pytest.mark.parametrize("look", [{}, {"beads": 0.8, "sway": 1.0}])
+def test_rain_does_not_depend_on_the_number_of_threads_or_on_global_state(look):
     params = sample_rain("storm", seeded())
+    params = RainParams(tuple(dataclasses.replace(layer, **look) for layer in params.layers))
     threads = torch.get_num_threads()
     state = torch.get_rng_state()
     results = []
@@ -133,12 +135,11 @@ def test_beads_vary_the_brightness_along_a_streak_and_only_dim_it():
 def test_sway_bends_a_streak_within_its_bound():
     straight, bent = long_streaks(), long_streaks(sway=2.0)
     columns = torch.arange(256.0)
-    only = (straight.sum(0) > 0) & (straight.sum(0).roll(1) >= 0)
-    left, right = columns[only].min(), columns[only].max()
     shifted = [(row * columns).sum() / row.sum() for row in bent if row.sum() > 0]
     assert torch.stack(shifted).std() > 0.3
-    touched = columns[bent.sum(0) > 0]
-    assert touched.min() >= left - 3 and touched.max() <= right + 3
+    # No column lights up that is further from every straight streak than the sway and a pixel of rounding.
+    near = torch.nn.functional.max_pool1d((straight.sum(0) > 0).float()[None], 7, stride=1, padding=3)[0] > 0
+    assert not (bent.sum(0) > 0)[~near].any() and (~near).sum() > 50
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (33, 7)])
@@ -147,6 +148,16 @@ def test_odd_sizes(height, width):
         streaks = render_rain(sample_rain("storm", seeded(seed)), height, width, seeded(seed))
         assert streaks.shape == (1, height, width)
         assert streaks.isfinite().all() and (streaks >= 0).all()
+
+
+def test_rain_without_beads_is_what_it_always_was():
+    """Shipped weights, figures and studies name their rain by preset and seed."""
+    sums = {
+        name: float(render_rain(sample_rain(name, seeded(3)), 64, 64, seeded(4)).double().sum())
+        for name in PRESETS
+    }
+    known = {"drizzle": 43.148, "light": 77.3957, "heavy": 278.4803, "storm": 473.2792}
+    assert {name: sums[name] for name in known} == pytest.approx(known, abs=1e-3)
 
 
 def test_adding_is_mist_then_streaks_then_clipping():
@@ -197,7 +208,7 @@ def test_light_presets_resemble_the_training_pairs_of_rain200l(shared_data, pres
     for key in ("mean", "p99", "visible", "width", "length", "psnr", "coherence"):
         # A preset is a range around the benchmark: every real pair lies inside what it draws.
         assert all(made[key].min() <= value <= made[key].max() for value in real[key]), key
-    assert made["direction"].abs().max() > 20
+    assert made["direction"].abs().max() > {"light": 30, "beaded": 20}[preset]
 
 
 def test_heavy_resembles_the_training_pairs_of_rain200h(shared_data):

@@ -14,7 +14,7 @@ MAX_ANGLE = 60.0  # degrees; streaks are drawn row by row, which fails for lines
 WIDTH_SPREAD = 0.25  # logarithmic; drops differ in size even at one distance
 BUMP = 1.2535  # where `_bump` ends, in full widths at half height
 BEADS = (12.0, 48.0)  # pixels from bead to bead, seen on the training pairs of Rain200L
-THICK = 1.35  # width at a bead over the streak's own; between beads it shrinks
+THICK = 1.35  # at 1, beads make the width vary from 1/2 to (1 + this) / 2 of the streak's own
 POINTS_AT_ONCE = 2_000_000  # bounds the memory of a storm over a large photo
 
 

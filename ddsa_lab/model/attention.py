@@ -161,10 +161,9 @@ class Products(torch.autograd.Function):
     def backward(ctx, product: Tensor, squares: Tensor) -> Tensor:
         (qk,) = ctx.saved_tensors
         q, k = qk.chunk(2, dim=-1)
-        gradient = qk * (2 * squares).unsqueeze(1)
-        of_q, of_k = gradient.chunk(2, dim=-1)
-        of_q.baddbmm_(k, product.transpose(1, 2))
-        of_k.baddbmm_(q, product)
+        gradient, channels = qk * (2 * squares).unsqueeze(1), q.shape[-1]
+        gradient[..., :channels].baddbmm_(k, product.transpose(1, 2))
+        gradient[..., channels:].baddbmm_(q, product)
         return gradient
 
 

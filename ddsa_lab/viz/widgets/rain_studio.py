@@ -47,6 +47,8 @@ RANGES: dict[str, tuple[str, float, float, float]] = {
     "faint": ("dim part", 0, 1, 0.05),
     "edge": ("edge slope", 0.5, 10, 0.5),
     "ceiling": ("ceiling", 0.02, 1, 0.01),
+    "beads": ("beads", 0, 1, 0.05),
+    "sway": ("sway (px)", 0, 3, 0.1),
 }
 
 

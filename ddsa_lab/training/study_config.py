@@ -131,7 +131,10 @@ class StudyConfig:
         preset = changes.pop("preset")
         try:
             network = NetworkConfig.preset(preset, **changes) if preset else NetworkConfig.from_dict(changes)
-            return TrainConfig.from_dict({**self.train, "network": network, "seed": seed})
+            train = {**self.train, "network": network, "seed": seed}
+            if isinstance(train.get("start_from"), str):
+                train["start_from"] = train["start_from"].replace("{variant}", variant).replace("{seed}", str(seed))
+            return TrainConfig.from_dict(train)
         except LabError as error:
             raise LabError(f"variant {variant!r}: {error}") from error
 

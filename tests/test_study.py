@@ -235,6 +235,22 @@ class TestRunning:
         assert fingerprint(tmp_path / "out") == fingerprint(done)
         assert not list(tmp_path.glob(f"out/*/*/{FAILURE}"))
 
+    def test_a_study_goes_on_from_the_runs_of_another(self, done, tmp_path):
+        start = str(done / "{variant}" / "seed-{seed}" / "model.safetensors")
+        still = {
+            **TRAIN,
+            "steps": 1,
+            "ema": 0.0,
+            "warmup": 10**9,
+            "start_from": start,
+        }  # a learning rate of next to nothing
+        quiet(study(train=still), tmp_path / "out")
+        for name in (f"{variant}/seed-{seed}/model.safetensors" for variant in NAMES for seed in (0, 1)):
+            ours, theirs = load_file(tmp_path / "out" / name), load_file(done / name)
+            assert all(
+                torch.allclose(ours[key], theirs[key], atol=1e-6) for key in ours if "running" not in key
+            ), name
+
     def test_records(self, tmp_path):
         quiet(study(grid=SMALL["grid"][:1], seeds=[0]), tmp_path / "out", make_recorder=count_pairs)
         assert read_table(tmp_path / "out/dense/seed-0/sparsity.csv") == [{"step": 4, "pairs": 4}]

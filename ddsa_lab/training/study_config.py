@@ -85,7 +85,8 @@ class StudyConfig:
         name: a few words.
         variants: name of each variant -> the NetworkConfig fields that make it ({} for the network as it is).
         network: NetworkConfig fields common to all, "preset" among them.
-        train: TrainConfig fields common to all, with exactly one of "steps" and "seconds".
+        train: TrainConfig fields common to all, with exactly one of "steps" and "seconds". "{variant}" and "{seed}" in
+            "start_from" stand for the run's own: a study can go on from the runs of another.
         seeds: at least three, or the statistics will support no claim.
         validation: what every run is scored on.
 
@@ -133,7 +134,9 @@ class StudyConfig:
             network = NetworkConfig.preset(preset, **changes) if preset else NetworkConfig.from_dict(changes)
             train = {**self.train, "network": network, "seed": seed}
             if isinstance(train.get("start_from"), str):
-                train["start_from"] = train["start_from"].replace("{variant}", variant).replace("{seed}", str(seed))
+                train["start_from"] = (
+                    train["start_from"].replace("{variant}", variant).replace("{seed}", str(seed))
+                )
             return TrainConfig.from_dict(train)
         except LabError as error:
             raise LabError(f"variant {variant!r}: {error}") from error

@@ -15,8 +15,8 @@ from ddsa_lab import __version__
 from ddsa_lab.errors import LabError, choose
 
 BEST_WEIGHTS = "dual-small"  # for photos and scores
-DEFAULT_LR = {"adamw": 1e-3, "muon": 1.5e-3}
 STUDIED_WEIGHTS = "dual-tiny"  # for looking inside: they answer at once, and the course speaks of them
+DEFAULT_LR = {"adamw": 1e-3, "muon": 1.5e-3}  # peaks for training from scratch
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -238,13 +238,8 @@ class TestRunning:
 
     def test_a_study_goes_on_from_the_runs_of_another(self, done, tmp_path):
         start = str(done / "{variant}" / "seed-{seed}" / "model.safetensors")
-        still = {
-            **TRAIN,
-            "steps": 1,
-            "ema": 0.0,
-            "warmup": 10**9,
-            "start_from": start,
-        }  # a learning rate of next to nothing
+        # The warm-up leaves a learning rate of next to nothing.
+        still = {**TRAIN, "steps": 1, "ema": 0.0, "warmup": 10**9, "start_from": start}
         quiet(study(train=still), tmp_path / "out")
         for name in (f"{variant}/seed-{seed}/model.safetensors" for variant in NAMES for seed in (0, 1)):
             ours, theirs = (

@@ -1,7 +1,7 @@
 """Rain made to order: sample its parameters, render the streaks, add them to a clean photo.
 
 Two kinds of streak cover what Rain100/200 L and H show (seen on their training pairs): `drop` streaks
-are soft across and along, mostly dim with a few bright stretches, and come in loose chains, and may have
+are soft across and along, mostly dim with a few bright stretches, come in loose chains, and may have
 beads and sway; `line` streaks are hard-edged, equally bright, and do not add up where they overlap. Both
 are neutral grey and only ever brighten the photo. A light image holds drops of one direction, a heavy one up to five layers.
 """
@@ -140,6 +140,7 @@ def sample_rain(preset: str | RainPreset, generator: torch.Generator) -> RainPar
     """
     if not isinstance(preset, RainPreset):
         preset = PRESETS[choose("rain preset", preset, PRESETS)]
+    # Without beads as many numbers as ever: a seed stands for the same rain.
     draw = _Draw(4 + (18 if preset.beads[1] or preset.sway[1] else 16) * preset.layers[1], generator)
     count = draw.whole(preset.layers)
     angle = draw.uniform(preset.angle)

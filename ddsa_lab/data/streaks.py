@@ -36,7 +36,7 @@ class RainLayer:
     edge: float = 1.0  # line: slope of the edges, 1 is anti-aliased, 8 shows stairs
     ceiling: float = 1.0  # streaks of this layer never add up to more
     beads: float = (
-        0.0  # how much brightness and width vary along a streak, 0 (smooth) to 1 (falls to nothing)
+        0.0  # how much a streak varies along its length, 0 to 1 (dark and half as wide between beads)
     )
     sway: float = 0.0  # pixels to either side that a streak strays from a straight line
 

@@ -35,9 +35,8 @@ class TrainConfig:
     batch: int = 8  # patches a step over all devices together, so that more devices learn the same
     steps: int | None = None  # the budget: either this ...
     seconds: float | None = None  # ... or this: time spent in steps (validation and callbacks don't count)
-    optimizer: str = (
-        "adamw"  # the paper's; "muon" leads in runs of some hundred steps (training/optimizer.py)
-    )
+    # "adamw" is the paper's; "muon" leads in runs of some hundred steps (training/optimizer.py).
+    optimizer: str = "adamw"
     lr: float = 1e-3  # peak. The paper's 3e-4 is for 300,000 steps; short runs of small networks want more
     weight_decay: float = 1e-4  # the released code's
     betas: tuple[float, float] = (0.9, 0.999)

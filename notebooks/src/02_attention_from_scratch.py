@@ -248,8 +248,8 @@ for mode in ("dense", "sparse", "dual"):
 # In the released order dual costs *more*: a second product with v. Zeros in a dense matrix save nothing, because the product multiplies by them all the same;
 # and finding the k largest comes on top. In our order all modes cost the same, since the two-level gain is applied to the small C x C matrix before it meets v.
 #
-# The counts lie close together all the same, because ours multiplies q and k of *all* heads at once and then uses each head's own block. It is still twice as
-# fast on a CPU, because it makes fewer and larger steps (the README has the times); multiply-adds are not seconds.
+# The counts lie close together all the same, because ours multiplies q and k of *all* heads at once and then uses each head's own block. It is faster by more than
+# that on a CPU, because it makes fewer and larger steps (the README has the times); multiply-adds are not seconds.
 #
 # ## 6. Letting the logits decide: sparsemax and entmax
 #

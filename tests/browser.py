@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,19 @@ class Lab:
         # ?reset forgets the workspace of an earlier page.
         return f"{self.base}/lab/tree/{notebook}?reset&token={self.token}"
 
+    def _kernels(self) -> list[dict[str, Any]]:
+        """What the server says of its kernels."""
+        url = f"{self.base}/api/kernels?token={self.token}"
+        for attempt in range(50):
+            try:
+                return json.load(urllib.request.urlopen(url, timeout=60))
+            except urllib.error.HTTPError as error:
+                # Jupyter Server lists a kernel before it has a state, and then fails to describe it for a moment.
+                if error.code != 500 or attempt == 49:
+                    raise
+            time.sleep(0.2)
+        raise AssertionError("not reached")
+
     def wait_for_kernel(self, seconds: float = 120) -> None:
         """Wait until a kernel is idle and a page is connected to it.
 
@@ -107,9 +121,7 @@ class Lab:
         """
         end, kernels = time.monotonic() + seconds, None
         while time.monotonic() < end:
-            kernels = json.load(
-                urllib.request.urlopen(f"{self.base}/api/kernels?token={self.token}", timeout=30)
-            )
+            kernels = self._kernels()
             if any(kernel["execution_state"] == "idle" and kernel["connections"] for kernel in kernels):
                 return
             time.sleep(0.1)
@@ -119,9 +131,7 @@ class Lab:
         """Wait until the kernel has been idle for a while: between two cells it is so for a moment."""
         end, since = time.monotonic() + seconds, None
         while time.monotonic() < end:
-            kernels = json.load(
-                urllib.request.urlopen(f"{self.base}/api/kernels?token={self.token}", timeout=60)
-            )
+            kernels = self._kernels()
             if any(kernel["execution_state"] == "busy" for kernel in kernels):
                 since = None
             elif since is None:
@@ -132,8 +142,7 @@ class Lab:
         raise RuntimeError("the kernel is still busy")
 
     def close_kernels(self) -> None:
-        kernels = json.load(urllib.request.urlopen(f"{self.base}/api/kernels?token={self.token}", timeout=30))
-        for kernel in kernels:
+        for kernel in self._kernels():
             request = urllib.request.Request(
                 f"{self.base}/api/kernels/{kernel['id']}?token={self.token}", method="DELETE"
             )

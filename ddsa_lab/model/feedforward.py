@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import conv2d, gelu
 
 from ddsa_lab.errors import choose
-from ddsa_lab.model.layers import Depthwise, Pointwise, add_product, to_image, to_tokens
+from ddsa_lab.model.layers import Depthwise, Pointwise, add_pointwise, widen
 
 
 class SpatialGate(nn.Module):
@@ -33,8 +33,9 @@ class SEFN(nn.Module):
         y1 = relu(d(x1));  y2 = relu(d(y1 + x2));  y3 = relu(d(y2 + x3))      one shared depth-wise 3x3 d
         y = project([y1, y2, y3]);  return y * gate(y)
 
-    The three parts are never joined: y1 + x2 is one product that adds onto y1, and the projection of the
-    concatenation is a sum of three products.
+    The three parts are never joined: y1 + x2 grows on y1, and the projection of the concatenation is a sum of
+    three. Where no gradient is recorded, hidden channels are filled up with zeros to a multiple of 8, because
+    products with rows of 255 numbers run at half the speed of those with 256.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -45,19 +46,13 @@ class SEFN(nn.Module):
         self.gate = SpatialGate()
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        expand = self.expand.weight.flatten(1).t().chunk(3, dim=1)  # 3 x (C, hidden)
-        project = self.project.weight.flatten(1).t().chunk(3, dim=0)  # 3 x (hidden, C)
-        flat = to_tokens(x).flatten(0, 1)  # (B*HW, C)
+        extra = 0 if torch.is_grad_enabled() else -(self.expand.out_channels // 3) % 8
         out, y = None, None
-        for into, out_of in zip(expand, project):
-            part = flat @ into if y is None else add_product(y, flat, into)  # x1, y1 + x2, y2 + x3
-            image = to_image(part.unflatten(0, (x.shape[0], -1)), height, width)
-            y = to_tokens(self.depthwise(image).relu_()).flatten(0, 1)  # (B*HW, hidden)
-            # Nothing else reads `out`, so that it can grow in place even while gradients are recorded.
-            # In-place products are outside autocast's reach, hence the dtype.
-            out = y @ out_of if out is None else out.addmm_(y, out_of.to(y.dtype))
-        out = to_image(out.unflatten(0, (x.shape[0], -1)), height, width)
+        for into, out_of in zip(self.expand.weight.chunk(3, dim=0), self.project.weight.chunk(3, dim=1)):
+            into, out_of = widen(into, 0, extra), widen(out_of, 1, extra)
+            part = conv2d(x, into) if y is None else add_pointwise(y, x, into)  # x1, y1 + x2, y2 + x3
+            y = self.depthwise(part).relu_()
+            out = conv2d(y, out_of) if out is None else add_pointwise(out, y, out_of)
         return out * self.gate(out)
 
 

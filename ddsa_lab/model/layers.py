@@ -6,7 +6,7 @@ Then a pixel is a token, a 1x1 convolution is one matrix product, and the layer 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import conv2d, layer_norm, pad
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -19,29 +19,43 @@ def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """total + a @ b of matrices; written into `total`, without a copy, where no gradient is recorded."""
+def add_pointwise(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """total (B, out, H, W) + the 1x1 convolution of x (B, C, H, W) with weight (out, C, 1, 1).
+
+    Written into `total` where no gradient is recorded, so nothing else may need that.
+    """
     if torch.is_grad_enabled():
-        return total.addmm(a, b)
-    return total.addmm_(a.to(total.dtype), b.to(total.dtype))  # autocast does not reach in-place products
+        return conv2d(x, weight).add_(total)
+    matrix = weight.flatten(1).t().to(total.dtype)  # in-place products are outside autocast's reach
+    flat = to_tokens(total).flatten(0, 1).addmm_(to_tokens(x.to(total.dtype)).flatten(0, 1), matrix)
+    return to_image(flat.unflatten(0, (len(x), -1)), *x.shape[2:])
+
+
+def widen(weight: Tensor, dim: int, extra: int) -> Tensor:
+    """A convolution's weight (out, in, h, w) with `extra` channels of zeros behind the others of `dim`, 0 or 1."""
+    return pad(weight, (0, 0, 0, 0, *(0, 0) * (1 - dim), 0, extra)) if extra else weight
 
 
 class Pointwise(nn.Conv2d):
-    """1x1 convolution without bias, computed as a product over tokens."""
+    """1x1 convolution without bias."""
 
     def __init__(self, channels: int, out: int):
         super().__init__(channels, out, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return to_image(linear(to_tokens(x), self.weight.flatten(1)), *x.shape[2:])
-
 
 class Depthwise(nn.Conv2d):
-    """size x size convolution without bias that keeps the image size; one group for each output channel."""
+    """size x size convolution without bias that keeps the image size; one group for each output channel.
+
+    Of an image with more channels than the layer has, the further ones become 0 (SEFN fills rows of memory so).
+    """
 
     def __init__(self, channels: int, size: int, out: int | None = None):
         out = out or channels
         super().__init__(channels, out, size, padding=size // 2, groups=out, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = widen(self.weight, 0, x.shape[1] - self.in_channels)
+        return conv2d(x, weight, padding=self.padding, groups=len(weight))
 
 
 class ChannelNorm(nn.LayerNorm):

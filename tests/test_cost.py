@@ -10,8 +10,6 @@ from ddsa_lab.model.network import DerainTransformer, NetworkConfig
 from ddsa_lab.model.textbook import Textbook
 
 SMALL = dict(width=16, blocks=(1, 2, 1), heads=(1, 2, 4), refinement=1, first=1)
-# The counter knows addmm only in the form that makes a new tensor.
-IN_PLACE = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
 VARIANTS = [("dual", "sefn"), ("dense", "gdfn"), ("multi", "msfn"), ("sparse", "sefn")]
 
 
@@ -40,7 +38,8 @@ def test_parameters_equal_the_built_network(mode, ffn):
 def test_macs_equal_a_measured_count(mode, ffn, order):
     config = NetworkConfig(mode=mode, ffn=ffn, **SMALL)
     model = DerainTransformer(config).eval()
-    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter, torch.no_grad():
+    # With gradients: without them SEFN fills its channels up with zeros, which are not counted.
+    with FlopCounterMode(display=False) as counter:
         (Textbook(model) if order == "released" else model)(torch.rand(1, 3, 30, 41))
     assert counter.get_total_flops() == 2 * count_macs(config, 30, 41, order)
 

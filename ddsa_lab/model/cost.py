@@ -1,6 +1,7 @@
 """What a network costs: parameters and multiply-adds, derived by hand and checked against counts (tests/test_cost.py).
 
-A multiply-add is one; norms, softmax, activations and sums are left out, as in the papers' tables.
+A multiply-add is one; norms, softmax, activations and sums are left out, as in the papers' tables, and so are
+the zeros that fill SEFN's hidden channels up in inference.
 C channels, h hidden channels, c = C / heads channels in a head, N pixels at the block's level.
 """
 

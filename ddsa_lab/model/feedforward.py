@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, gelu
 
 from ddsa_lab.errors import choose
-from ddsa_lab.model.layers import Depthwise, Pointwise, add_pointwise, widen
+from ddsa_lab.model.layers import Depthwise, Pairwise, Pointwise, add_pointwise, widen
 
 
 class SpatialGate(nn.Module):
@@ -78,8 +78,8 @@ class MSFN(nn.Module):
         self.expand = Pointwise(channels, 2 * hidden)
         self.depthwise3 = Depthwise(2 * hidden, 3)
         self.depthwise5 = Depthwise(2 * hidden, 5)
-        self.mix3 = Depthwise(2 * hidden, 3, out=hidden)
-        self.mix5 = Depthwise(2 * hidden, 5, out=hidden)
+        self.mix3 = Pairwise(2 * hidden, 3)
+        self.mix5 = Pairwise(2 * hidden, 5)
         self.project = Pointwise(2 * hidden, channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,13 +12,18 @@ from torch.nn.functional import conv2d, gelu, normalize, pad, pixel_shuffle, pix
 
 from ddsa_lab.model.attention import ChannelAttention, keep_count
 from ddsa_lab.model.feedforward import GDFN, MSFN, SEFN
-from ddsa_lab.model.layers import ChannelNorm, Pointwise
+from ddsa_lab.model.layers import ChannelNorm, Pairwise, Pointwise
 from ddsa_lab.model.network import Block, DerainTransformer
 
 
 def conv1x1(layer: Pointwise, x: Tensor) -> Tensor:
     """A 1x1 convolution as a convolution."""
     return conv2d(x, layer.weight)
+
+
+def grouped(layer: Pairwise, x: Tensor) -> Tensor:
+    """A convolution of channel pairs as a grouped convolution."""
+    return conv2d(x, layer.weight, padding=layer.padding, groups=layer.groups)
 
 
 def norm(layer: ChannelNorm, x: Tensor) -> Tensor:
@@ -64,8 +69,8 @@ def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
     x = conv1x1(layer.expand, x)
     a3, b3 = layer.depthwise3(x).relu().chunk(2, dim=1)
     a5, b5 = layer.depthwise5(x).relu().chunk(2, dim=1)
-    y3 = layer.mix3(torch.cat([a3, a5], dim=1)).relu()
-    y5 = layer.mix5(torch.cat([b3, b5], dim=1)).relu()
+    y3 = grouped(layer.mix3, torch.cat([a3, a5], dim=1)).relu()
+    y5 = grouped(layer.mix5, torch.cat([b3, b5], dim=1)).relu()
     return conv1x1(layer.project, torch.cat([y3, y5], dim=1))
 
 

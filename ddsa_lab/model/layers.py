@@ -33,7 +33,8 @@ def add_pointwise(total: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 def widen(weight: Tensor, dim: int, extra: int) -> Tensor:
     """A convolution's weight (out, in, h, w) with `extra` channels of zeros behind the others of `dim`, 0 or 1."""
-    return pad(weight, (0, 0, 0, 0, *(0, 0) * (1 - dim), 0, extra)) if extra else weight
+    # `pad` counts the dimensions from the last one.
+    return pad(weight, [0, 0] * (3 - dim) + [0, extra]) if extra else weight
 
 
 class Pointwise(nn.Conv2d):
